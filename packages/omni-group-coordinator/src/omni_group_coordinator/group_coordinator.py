@@ -1,0 +1,12 @@
+"""The coordinators, under the module name of the seed API."""
+
+from omni_group_coordinator.coordinator import GroupCoordinator, checked_group_of
+from omni_group_coordinator.pipeline_group import PipelineGroupCoordinator
+from omni_group_coordinator.sequence_parallel_group import SequenceParallelGroupCoordinator
+
+__all__ = [
+    "GroupCoordinator",
+    "PipelineGroupCoordinator",
+    "SequenceParallelGroupCoordinator",
+    "checked_group_of",
+]

@@ -1,0 +1,209 @@
+"""torch's default process group: made, adopted, and given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from omni_group_coordinator import (
+    DEFAULT_TIMEOUT,
+    GroupCoordinator,
+    ParallelConfigError,
+    ParallelError,
+)
+from omni_group_coordinator.utils import backend_for_device, get_local_device
+from omni_parallel_state._rendezvous import Place, init_default_group, resolve_place
+from omni_parallel_state.current import default_state, find_parallel_state, set_default_state
+from omni_parallel_state.state import default_backend, default_device, local_rank_of
+
+_SHARED_BY_DEVICE_AND_CPU = frozenset({"gloo", "fake"})
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The world that this process is part of."""
+
+    world: GroupCoordinator
+    backend: str
+    device: torch.device
+    timeout: timedelta
+    default_group: ProcessGroup | None
+    """torch's default group when this was made; None for a world of one rank without a group."""
+    owns_default_group: bool = False
+    """Whether torch's default group was made here, and so is destroyed here."""
+
+
+class _ProcessEnvironment:
+    """There is one default group in a process, and so one environment."""
+
+    current: Environment | None = None
+
+
+_process = _ProcessEnvironment()
+
+
+def find_environment() -> Environment | None:
+    """What `init_distributed_environment` made, or None if torch's default group is another now."""
+    environment = _process.current
+    if environment is None or environment.default_group is not dist.group.WORLD:
+        return None
+    return environment
+
+
+def get_world_group() -> GroupCoordinator:
+    """The coordinator of all ranks.
+
+    Raises:
+        ParallelError: Neither `init_distributed_environment` nor a parallel state has been made.
+    """
+    state = find_parallel_state()
+    if state is not None and not state.destroyed:
+        return state.world
+    environment = find_environment()
+    if environment is None:
+        msg = "the world is not known; call init_distributed_environment() first"
+        raise ParallelError(msg)
+    return environment.world
+
+
+def init_world_group(ranks: list[int], local_rank: int, backend: str) -> GroupCoordinator:
+    """A coordinator of all ranks with groups of its own, which its `destroy` destroys."""
+    return GroupCoordinator([ranks], local_rank, backend, name="world")
+
+
+def init_distributed_environment(
+    world_size: int = -1,
+    rank: int = -1,
+    distributed_init_method: str = "env://",
+    local_rank: int = -1,
+    backend: str | None = None,
+    *,
+    timeout: timedelta | None = None,
+    device: torch.device | str | None = None,
+) -> GroupCoordinator:
+    """Make torch's default process group, or adopt the one there is.
+
+    A world of one rank needs none, and gets none with ``env://`` unless ``RANK`` is set. Under
+    ``env://`` each call uses keys of its own in the store, so that a worker which torchrun has
+    restarted, or a second init after a destroy, does not meet what the first left behind; all
+    ranks must init together. A second call with the same arguments does nothing.
+
+    Args:
+        world_size: Number of ranks; -1: ``WORLD_SIZE``.
+        rank: Rank of this process; -1: ``RANK``.
+        distributed_init_method: ``env://``, ``tcp://host:port`` or ``file:///path``.
+        local_rank: Rank on this host; -1: ``LOCAL_RANK``, else 0.
+        backend: torch backend; default: the one for the device (nccl, gloo, xccl, hccl, …).
+        timeout: How long rendezvous and collectives may wait; default: 10 minutes.
+        device: Device of this rank; default: the accelerator of the local rank, else the CPU.
+
+    Returns:
+        The coordinator of all ranks.
+
+    Raises:
+        ParallelConfigError: Arguments that cannot work, or that contradict an earlier call.
+    """
+    asked = Place(world_size, rank, local_rank)
+    asked.check()
+    environment = find_environment()
+    if environment is None:
+        wait = timeout or DEFAULT_TIMEOUT
+        if dist.is_initialized():
+            environment = _adopt(backend, wait, device)
+        else:
+            place = resolve_place(asked, distributed_init_method)
+            environment = _make(place, distributed_init_method, backend, wait, device)
+    _check_agrees(environment, asked, backend)
+    _process.current = environment
+    return environment.world
+
+
+def destroy_distributed_environment() -> None:
+    """Give up the world: the state of `initialize_model_parallel`, and then the default group.
+
+    A default group that was there before `init_distributed_environment` stays. A second call does
+    nothing.
+    """
+    environment, _process.current = find_environment(), None
+    state = default_state()
+    set_default_state(None)
+    if state is not None:
+        state.destroy()
+    if environment is None:
+        return
+    environment.world.destroy()
+    if environment.owns_default_group:
+        dist.destroy_process_group()
+
+
+def _adopt(
+    backend: str | None, timeout: timedelta, device: torch.device | str | None
+) -> Environment:
+    """Take the default group that the caller made."""
+    backend = backend or default_backend(device)
+    where = default_device(backend) if device is None else torch.device(device)
+    world = _world_of_default_group(backend, where, timeout)
+    return Environment(world, backend, where, timeout, dist.group.WORLD)
+
+
+def _make(
+    place: Place,
+    method: str,
+    backend: str | None,
+    timeout: timedelta,
+    device: torch.device | str | None,
+) -> Environment:
+    where = get_local_device(place.local_rank) if device is None else torch.device(device)
+    backend = backend or backend_for_device(where.type)
+    if device is None and backend == "gloo":
+        where = torch.device("cpu")
+    if where.type != "cpu" and where.index is not None:
+        torch.accelerator.set_device_index(where.index)
+    if not place.needs_group:
+        world = GroupCoordinator([[0]], place.local_rank, backend, name="world", device=where)
+        return Environment(world, backend, where, timeout, None)
+    init_default_group(place, method, backend, timeout)
+    try:
+        world = _world_of_default_group(backend, where, timeout)
+        world.barrier()  # a rank that destroyed it at once would cut off one that still connects
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+    return Environment(world, backend, where, timeout, dist.group.WORLD, owns_default_group=True)
+
+
+def _world_of_default_group(
+    backend: str, device: torch.device, timeout: timedelta
+) -> GroupCoordinator:
+    group = dist.group.WORLD
+    if group is not None and backend in _SHARED_BY_DEVICE_AND_CPU:
+        return GroupCoordinator.from_process_group(
+            group, name="world", timeout=timeout, device=device
+        )
+    ranks = list(range(dist.get_world_size()))
+    return init_world_group(ranks, local_rank_of(device), backend)
+
+
+def _check_agrees(environment: Environment, asked: Place, backend: str | None) -> None:
+    """Refuse arguments that contradict the world there is; -1 and None agree with anything.
+
+    Raises:
+        ParallelConfigError: Says both values and how to start again.
+    """
+    world = environment.world
+    pairs = {
+        "world_size": (asked.world_size, world.world_size),
+        "rank": (asked.rank, world.rank),
+        "backend": (backend or environment.backend, environment.backend),
+    }
+    for name, (wanted, present) in pairs.items():
+        if wanted not in (-1, present):
+            msg = (
+                f"{name}={wanted!r} was asked for, but this process already has {name}="
+                f"{present!r}; call destroy_distributed_environment() first, or leave {name} out"
+            )
+            raise ParallelConfigError(msg)

@@ -1,0 +1,76 @@
+"""Splitting a tensor over the sequence-parallel ranks, and joining it again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from omni_group_coordinator import GroupCoordinator, ParallelConfigError, split_sizes
+from omni_parallel_state import get_sp_group
+
+
+def sp_shard(tensor: Tensor, dim: int, validate: bool = True) -> Tensor:
+    """This rank's shard of a tensor that every rank holds.
+
+    Args:
+        tensor: The whole tensor.
+        dim: Dimension to split.
+        validate: Raise if the length does not divide over the ranks. Without it the shards are
+            balanced: their lengths differ by at most one, and some are empty where the tensor is
+            shorter than the group. `sp_gather` must then be told the whole length.
+
+    Returns:
+        A view of the tensor; the tensor itself for a group of one rank.
+
+    Raises:
+        ParallelConfigError: ``validate``, and the length does not divide.
+        RuntimeError: No parallel state is current.
+    """
+    group = get_sp_group()
+    length = tensor.shape[dim]
+    if validate and length % group.world_size:
+        low = length - length % group.world_size
+        msg = (
+            f"length {length} of dimension {dim} cannot be split evenly over "
+            f"{group.world_size} ranks; nearest lengths that can: {low} and "
+            f"{low + group.world_size}; or pass validate=False here and length= to sp_gather"
+        )
+        raise ParallelConfigError(msg)
+    return shard(tensor, dim, group)
+
+
+def sp_gather(
+    tensor: Tensor, dim: int, validate: bool = True, *, length: int | None = None
+) -> Tensor:
+    """The whole tensor, of which each rank holds its shard; the inverse of `sp_shard`.
+
+    Args:
+        tensor: This rank's shard.
+        dim: Dimension that was split.
+        validate: Not needed: what can be checked by arithmetic always is. (The seed API has it.)
+        length: Length of the whole; default: as many times this shard as there are ranks.
+
+    Raises:
+        ParallelConfigError: The shard is not the one that ``length`` gives this rank.
+        RuntimeError: No parallel state is current.
+    """
+    group = get_sp_group()
+    whole = tensor.shape[dim] * group.world_size if length is None else length
+    return gather(tensor, dim, group, whole)
+
+
+def shard(tensor: Tensor, dim: int, group: GroupCoordinator) -> Tensor:
+    """This rank's balanced shard over a group; the tensor itself for a group of one rank."""
+    if group.world_size == 1:
+        return tensor
+    lengths = split_sizes(tensor.shape[dim], group.world_size)
+    start = sum(lengths[: group.rank_in_group])
+    return tensor.narrow(dim, start, lengths[group.rank_in_group])
+
+
+def gather(tensor: Tensor, dim: int, group: GroupCoordinator, length: int) -> Tensor:
+    """The whole tensor of this length, of which each rank of the group holds its shard."""
+    whole = group.all_gather(tensor, dim, lengths=split_sizes(length, group.world_size))
+    if not isinstance(whole, Tensor):
+        msg = "all_gather without separate_tensors returned a list"
+        raise TypeError(msg)
+    return whole

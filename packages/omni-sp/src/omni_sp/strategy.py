@@ -1,0 +1,39 @@
+"""Sequence parallelism as a strategy that the umbrella package can find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state import ParallelState
+from omni_sp.handle import Handle
+from omni_sp.hooks import apply_sequence_parallel
+from omni_sp.sp_plan import SequenceParallelConfig
+
+
+class SequenceParallelStrategy:
+    """Applies sequence parallelism with the degrees of a state's layout."""
+
+    name = "sp"
+
+    def apply(self, target: Any, state: ParallelState) -> Handle:
+        """Split the sequence of a transformer, or of the one in a pipeline.
+
+        Raises:
+            ParallelConfigError: The target is no module and has none named ``transformer``.
+        """
+        module = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+        if not isinstance(module, nn.Module):
+            msg = (
+                f"{type(target).__name__} is neither a module nor a pipeline with a transformer; "
+                "pass the module whose sequence is to be split"
+            )
+            raise ParallelConfigError(msg)
+        config = SequenceParallelConfig(state.layout.ulysses, state.layout.ring)
+        return apply_sequence_parallel(module, config, state=state)
+
+
+strategy = SequenceParallelStrategy()
+"""The object that the entry point ``omni_parallel.v1.strategies: sp`` names."""

@@ -1,7 +1,6 @@
 """The debug mode: every rank raises and names the ranks that differ, before anything is sent."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 import torch
@@ -9,16 +8,17 @@ import torch.distributed as dist
 from group_cases import everyone, raised, same, seeded
 
 from omni_group_coordinator import (
-    CommunicationError,
     GroupCoordinator,
     ParallelConfigError,
     RankMismatchError,
     RingComm,
+    all_to_all_4D,
     halo_exchange,
     record_traffic,
     ring_shift,
 )
 from omni_group_coordinator.agreement import debug_by_default, describe_call
+from omni_group_coordinator.pending_work import wait_all
 from rank_harness import RankPool
 
 Mistake = Callable[[GroupCoordinator, bool], object]
@@ -84,7 +84,72 @@ def barrier_instead(group: GroupCoordinator, odd: bool) -> object:
     return group.barrier() if odd else group.all_reduce(seeded(1, 4))
 
 
+def locally_refused_split(group: GroupCoordinator, odd: bool) -> object:
+    return group.reduce_scatter(seeded(1, 7 if odd else 6))
+
+
+def locally_refused_heads(group: GroupCoordinator, odd: bool) -> object:
+    return all_to_all_4D(seeded(1, 1, 4, 4 if odd else 3, 2), group=group)
+
+
+def locally_refused_dim(group: GroupCoordinator, odd: bool) -> object:
+    return group.all_gather(seeded(1, 2) if odd else seeded(1, 2, 2), dim=1)
+
+
+def locally_refused_ndim(group: GroupCoordinator, odd: bool) -> object:
+    return all_to_all_4D(seeded(1, 3, 3) if odd else seeded(1, 1, 3, 3, 1), group=group)
+
+
+def locally_refused_halo(group: GroupCoordinator, odd: bool) -> object:
+    return halo_exchange(seeded(1, 4), 0, -1 if odd else 1, 1, group)
+
+
+def locally_refused_root(group: GroupCoordinator, odd: bool) -> object:
+    return group.broadcast_object(1, 3 if odd else 0)
+
+
+def locally_refused_layout(group: GroupCoordinator, odd: bool) -> object:
+    return group.all_reduce(seeded(1, 2).to_sparse() if odd else seeded(1, 2))
+
+
+def locally_refused_ring(group: GroupCoordinator, odd: bool) -> object:
+    ring = RingComm(group)
+    ring.send_recv(seeded(1, 2), torch.empty(2, dtype=torch.int32 if odd else torch.float32))
+    return ring.commit()
+
+
+def other_exchange_shape(group: GroupCoordinator, odd: bool) -> object:
+    return group.all_to_all(seeded(1, *((3, 6) if odd else (6, 3))), 0, 1)
+
+
+def other_exchange_dims(group: GroupCoordinator, odd: bool) -> object:
+    return group.all_to_all(seeded(1, 3, 3), *((1, 0) if odd else (0, 1)))
+
+
+def other_halo_shape(group: GroupCoordinator, odd: bool) -> object:
+    return halo_exchange(seeded(1, 4, *((2, 3) if odd else (3, 2))), 0, 1, 1, group)
+
+
+def other_number_of_tensors(group: GroupCoordinator, odd: bool) -> object:
+    ring = RingComm(group)
+    for _ in range(0 if odd else 2):
+        ring.send_recv(seeded(1, 4))
+    return ring.commit()
+
+
 AGREEMENTS = [
+    (locally_refused_split, "reduce_scatter of shape (6)", "refused reduce_scatter: dimension 0"),
+    (locally_refused_heads, "all_to_all of shape (1, *, 3, 2)", "refused all_to_all: dimension 2"),
+    (locally_refused_dim, "all_gather of shape (2, *)", "refused all_gather: dim=1 does not exist"),
+    (locally_refused_ndim, "all_to_all of shape", "refused all_to_all_4D: all_to_all_4D takes"),
+    (locally_refused_halo, "halo of shape (*)", "refused exchange_halo: a halo of -1 rows"),
+    (locally_refused_root, "broadcast_object of shape", "refused broadcast_object: src=3"),
+    (locally_refused_layout, "all_reduce of shape (2)", "refused all_reduce: a tensor of layout"),
+    (locally_refused_ring, "ring of 1 tensors", "refused ring: send_recv of a torch.float32"),
+    (other_exchange_shape, "all_to_all of shape (6, *)", "all_to_all of shape (3, *)"),
+    (other_exchange_dims, "split 0 join 1", "split 1 join 0"),
+    (other_halo_shape, "halo of shape (*, 3, 2)", "halo of shape (*, 2, 3)"),
+    (other_number_of_tensors, "ring of 2 tensors", "ring of 0 tensors"),
     (other_shape, "all_reduce of shape (4, 2) and dtype float32", "all_reduce of shape (3, 2)"),
     (other_dtype, "all_reduce of shape (4) and dtype float32", "shape (4) and dtype int32"),
     (other_operation, "all_reduce of shape (4)", "broadcast of shape (4)"),
@@ -142,15 +207,30 @@ def other_ring_comm(group: GroupCoordinator, odd: bool) -> object:
     return ring.commit()
 
 
+def other_ring_shape(group: GroupCoordinator, odd: bool) -> object:
+    return ring_shift(seeded(1, *((2, 2) if odd else (4,))), group)
+
+
+def other_ring_dtype(group: GroupCoordinator, odd: bool) -> object:
+    return ring_shift(seeded(1, 4, dtype=torch.int32 if odd else torch.float32), group)
+
+
+def swapped_tensors(group: GroupCoordinator, odd: bool) -> object:
+    """As many elements in sum, but not tensor by tensor."""
+    ring = RingComm(group)
+    for size in (2, 3) if odd else (3, 2):
+        ring.send_recv(seeded(1, size))
+    return ring.commit()
+
+
 EXCHANGES = [
-    (
-        other_split,
-        "all_to_all of dtype float32",
-        "rank 1 sends 6 elements to rank 0, which expects 4",
-    ),
-    (other_halo, "halo of dtype float32", "rank 0 sends 2 elements to rank 1, which expects 4"),
-    (other_ring_size, "ring of 1 tensors", "rank 0 sends 4 elements to rank 1, which expects 7"),
-    (other_ring_comm, "ring of 1 tensors", "rank 1 sends 7 elements to rank 2, which expects 4"),
+    (other_split, "all_to_all", "rank 1 sends 6 elements to rank 0, which expects 4 elements"),
+    (other_halo, "halo", "rank 0 sends 2 elements to rank 1, which expects 4 elements"),
+    (other_ring_size, "ring", "rank 0 sends (4) float32 to rank 1, which expects (7) float32"),
+    (other_ring_comm, "ring", "rank 1 sends (7) float32 to rank 2, which expects (4) float32"),
+    (other_ring_shape, "ring", "sends (4) float32 to rank 1, which expects (2, 2) float32"),
+    (other_ring_dtype, "ring", "sends (4) float32 to rank 1, which expects (4) int32"),
+    (swapped_tensors, "ring", "sends (3) float32, (2) float32 to rank 1, which expects (2) float"),
 ]
 
 
@@ -158,8 +238,8 @@ def test_ranks_that_disagree_on_sizes_of_an_exchange_get_each_pair_named(ranks: 
     everywhere = ranks.run(make_mistakes, [case[0] for case in EXCHANGES], world_size=3)
     assert everywhere[0] == everywhere[1] == everywhere[2]
     for message, (_, call, pair) in zip(everywhere[0], EXCHANGES, strict=True):
-        assert call in message
-        assert "in group 'all': the ranks disagree on sizes" in message
+        assert message.startswith(call)
+        assert "in group 'all': the ranks disagree on what they exchange" in message
         assert pair in message
 
 
@@ -173,8 +253,8 @@ def test_ranks_that_disagree_on_the_dtype_of_an_exchange_get_an_error_naming_bot
     ranks: RankPool,
 ):
     for message in ranks.run(exchange_of_other_dtype):
-        assert "  rank 0: all_to_all of dtype float32" in message
-        assert "  rank 1: all_to_all of dtype float16" in message
+        assert "  rank 0: all_to_all of shape (2, *) and dtype float32" in message
+        assert "  rank 1: all_to_all of shape (2, *) and dtype float16" in message
 
 
 def long_call() -> str:
@@ -233,22 +313,53 @@ def test_right_calls_with_empty_shards_pass_the_debug_mode(ranks: RankPool):
 
 
 def sent_and_awaited() -> str:
-    group = everyone(debug=True, timeout=timedelta(seconds=2))
+    group = everyone(debug=True)
     if dist.get_rank() == 0:
         group.send(seeded(1, 3, 2))
         group.send(seeded(2, 3, 2).t())
-        return raised(lambda: group.send(seeded(3, 3, 2)), CommunicationError)
-    same(group.recv((3, 2), torch.float32), seeded(1, 3, 2))
-    same(group.recv((2, 3), torch.float32), seeded(2, 3, 2).t())
-    return raised(lambda: group.recv((2, 2), torch.float16), RankMismatchError)
+        message = raised(lambda: group.send(seeded(3, 3, 2)), RankMismatchError)
+    else:
+        same(group.recv((3, 2), torch.float32), seeded(1, 3, 2))
+        same(group.recv((2, 3), torch.float32), seeded(2, 3, 2).t())
+        message = raised(lambda: group.recv((2, 2), torch.float16), RankMismatchError)
+    same(group.all_reduce(torch.ones(2)), torch.full((2,), 2.0))
+    return message
 
 
-def test_in_debug_mode_a_receiver_that_awaits_something_else_gets_an_error_naming_both(
+def test_in_debug_mode_a_receiver_that_awaits_something_else_fails_together_with_the_sender(
     ranks: RankPool,
 ):
-    message = ranks.run(sent_and_awaited)[1]
-    assert "group rank 1 waits for a tensor of shape (2, 2) and dtype float16" in message
-    assert "group rank 0 sends one of shape (3, 2) and dtype float32" in message
+    sender, receiver = ranks.run(sent_and_awaited)
+    assert sender == receiver
+    assert "group rank 1 waits for a tensor of shape (2, 2) and dtype float16" in receiver
+    assert "group rank 0 sends one of shape (3, 2) and dtype float32" in receiver
+
+
+def cross_a_tensor_dict() -> None:
+    """The answer to a debug header passes a message that is under way in its direction."""
+    group = everyone(debug=True)
+    if dist.get_rank() == 0:
+        group.send(seeded(1, 3))
+        received = group.recv_tensor_dict(1)
+        assert received is not None
+        same(received["a"], seeded(2, 4))
+    else:
+        works = group.isend_tensor_dict({"a": seeded(2, 4)}, 0)
+        same(group.recv((3,), torch.float32, 0), seeded(1, 3))
+        wait_all(works)
+
+
+def test_the_answer_of_a_receiver_is_no_part_of_its_stream(ranks: RankPool):
+    ranks.run(cross_a_tensor_dict)
+
+
+def refuse_alike() -> str:
+    group = everyone(debug=True)
+    return raised(lambda: group.all_gather(seeded(1, 2), dim=1), ParallelConfigError)
+
+
+def test_ranks_that_refuse_alike_raise_what_each_found(ranks: RankPool):
+    assert all("dim=1 does not exist" in message for message in ranks.run(refuse_alike))
 
 
 def no_cpu_group() -> str:

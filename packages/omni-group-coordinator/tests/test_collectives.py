@@ -431,7 +431,7 @@ Call = Callable[[GroupCoordinator, Tensor], object]
 REFUSED: list[tuple[Call, str]] = [
     (lambda g, t: g.all_gather(t, 2), "dim=2 does not exist in a tensor of shape (4, 3); legal"),
     (lambda g, t: g.gather(t, dim=-3), "dim=-3 does not exist"),
-    (lambda g, t: g.all_gather(torch.tensor(1.0)), "dim=0 does not exist in a tensor of shape ()"),
+    (lambda g, t: g.all_gather(torch.tensor(1.0)), "dim=0 of a tensor without dimensions; pass"),
     (lambda g, t: g.all_gather(t, lengths=[4]), "it needs 2 lengths"),
     (lambda g, t: g.all_gather(t, lengths=[4, -1]), "none negative"),
     (lambda g, t: g.all_gather(t, lengths=[5, 5]), "length 4 along dimension 0, where lengths=[5"),
@@ -476,3 +476,66 @@ def reduce_what_only_travels() -> None:
 
 def test_a_dtype_that_only_travels_is_not_reduced(ranks: RankPool):
     ranks.run(reduce_what_only_travels)
+
+
+def conjugates() -> None:
+    group = everyone()
+    values = torch.complex(seeded(group.rank, 4), seeded(9, 4))
+    whole = torch.cat([torch.complex(seeded(r, 4), -seeded(9, 4)) for r in group.ranks])
+    same(torch.view_as_real(as_whole(group.all_gather(values.conj()))), torch.view_as_real(whole))
+    total = group.all_reduce(values.clone().conj())
+    expected = sum(whole.split(4)[1:], whole.split(4)[0])
+    same(torch.view_as_real(total.resolve_conj()), torch.view_as_real(expected))
+    negative = values.conj().imag
+    assert negative.is_neg()
+    same(as_whole(group.all_gather(negative)), torch.cat([-seeded(9, 4)] * 2))
+    shared = values.clone().conj()
+    group.broadcast(shared, 1)
+    same(torch.view_as_real(shared.resolve_conj()), torch.view_as_real(whole[4:]))
+
+
+def as_whole(gathered: object) -> torch.Tensor:
+    assert isinstance(gathered, torch.Tensor)
+    return gathered
+
+
+def test_views_whose_memory_holds_conjugate_or_negative_values_are_resolved(ranks: RankPool):
+    ranks.run(conjugates)
+
+
+def out_of_memory() -> None:
+    group = everyone()
+    assert group.checked is not None
+
+    def full() -> None:
+        message = "CUDA out of memory"
+        raise torch.OutOfMemoryError(message)
+
+    raised(lambda: group.checked.run("all_reduce", full), torch.OutOfMemoryError)
+    same(group.all_reduce(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_a_full_device_is_not_called_the_death_of_a_rank(ranks: RankPool):
+    ranks.run(out_of_memory)
+
+
+def over_the_cpu_group() -> None:
+    device, cpu = dist.new_group([0, 1]), dist.new_group([0, 1])
+    assert isinstance(device, dist.ProcessGroup)
+    assert isinstance(cpu, dist.ProcessGroup)
+    group = GroupCoordinator.from_process_group(device, cpu_group=cpu)
+    dist.destroy_process_group(device)  # whoever used it would fail
+    group.all_reduce(seeded(1, 4))
+    group.all_gather(seeded(1, 4))
+    group.gather(seeded(1, 4))
+    group.reduce_scatter(seeded(1, 4))
+    group.reduce_scatter(seeded(1, 4), lengths=[3, 1])
+    group.all_to_all(seeded(1, 4, 4), 0, 1)
+    group.broadcast(seeded(1, 4))
+    ring_shift(seeded(1, 4), group)
+    halo_exchange(seeded(1, 4), 0, 1, 1, group)
+
+
+def test_cpu_tensors_of_every_operation_take_the_cpu_group(ranks: RankPool):
+    """An accelerator's group (nccl) cannot move them."""
+    ranks.run(over_the_cpu_group)

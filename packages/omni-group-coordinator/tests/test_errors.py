@@ -8,6 +8,7 @@ from omni_group_coordinator import (
     ParallelError,
     RankMismatchError,
 )
+from omni_group_coordinator.errors import reason_of
 
 
 @pytest.mark.parametrize("kind", [ParallelConfigError, RankMismatchError])
@@ -33,3 +34,22 @@ def test_a_communication_error_can_be_pickled():
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.group, again.ranks) == ("broken", "sp", (2, 3))
     assert again.operation == "all_reduce"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "[/__w/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9. This "
+            "is typically caused by a remote worker crashing. Check the logs of the remote worker "
+            "before reporting an error. GLHF! \U0001f3d6",
+            "Connection closed by peer [::1]:9. This is typically caused by a remote worker "
+            "crashing.",
+        ),
+        ("Connection reset. GLHF! :)", "Connection reset."),
+        ("[Rank 3] timed out\nstack", "[Rank 3] timed out"),
+        ("", "RuntimeError('')"),
+    ],
+)
+def test_the_reason_of_a_backends_error_is_its_first_line_without_chatter(text: str, reason: str):
+    assert reason_of(RuntimeError(text)) == reason

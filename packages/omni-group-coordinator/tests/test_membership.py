@@ -1,9 +1,13 @@
 """How a coordinator is built, and where its rank stands."""
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
 from group_cases import TIMEOUT, everyone, raised, same, seeded
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from omni_group_coordinator import (
@@ -11,8 +15,11 @@ from omni_group_coordinator import (
     ParallelConfigError,
     ParallelError,
     ProcessGroupPool,
+    all_to_all_4D,
+    halo_exchange,
     record_traffic,
 )
+from omni_group_coordinator.checked_group import CheckedGroup
 from rank_harness import RankPool
 
 
@@ -146,7 +153,7 @@ def test_without_a_process_group_a_group_of_one_rank_is_the_identity():
         assert isinstance(listed, list)
         assert len(listed) == 1
         assert listed[0] is mine
-        thing = object()
+        thing = [1, "two"]
         assert alone.broadcast_object(thing) is thing
         assert alone.broadcast_object_list([thing]) == [thing]
         held = {"a": mine}
@@ -156,6 +163,84 @@ def test_without_a_process_group_a_group_of_one_rank_is_the_identity():
     alone.destroy()
     alone.destroy()
     assert alone.all_reduce(mine) is mine
+
+
+ALONE_REFUSED: dict[str, tuple[Callable[[GroupCoordinator, Tensor], object], type[Exception]]] = {
+    "dim": (lambda g, x: g.all_gather(x, 7), ParallelConfigError),
+    "lengths": (lambda g, x: g.all_gather(x, lengths=[99]), ParallelConfigError),
+    "dst": (lambda g, x: g.gather(x, 5), ParallelConfigError),
+    "gather": (lambda g, x: g.gather(x, 0, 2), ParallelConfigError),
+    "src": (lambda g, x: g.broadcast(x, 3), ParallelConfigError),
+    "no number": (lambda g, x: g.broadcast(x, "0"), ParallelConfigError),  # type: ignore[arg-type]
+    "reduce_scatter": (lambda g, x: g.reduce_scatter(x, 9), ParallelConfigError),
+    "all_to_all": (lambda g, x: g.all_to_all(x, 0, 0), ParallelConfigError),
+    "all_to_all_4D": (
+        lambda g, x: all_to_all_4D(x.reshape(1, 1, 4, 3), group=g, head_counts=[9]),
+        ParallelConfigError,
+    ),
+    "halo": (lambda g, x: halo_exchange(x, 0, 1, 1, g, [9]), ParallelConfigError),
+    "dtype": (lambda g, x: g.all_reduce(x.to(torch.float8_e5m2)), ParallelConfigError),
+    "sparse": (lambda g, x: g.all_gather(x.to_sparse()), ParallelConfigError),
+    "object": (lambda g, x: g.broadcast_object(object()), TypeError),
+    "object root": (lambda g, x: g.broadcast_object(1, 1), ParallelConfigError),
+    "list": (lambda g, x: g.broadcast_object_list([object()]), TypeError),
+    "dict": (lambda g, x: g.broadcast_tensor_dict({"a": object()}), TypeError),
+    "dict root": (lambda g, x: g.broadcast_tensor_dict({"a": x}, 1), ParallelConfigError),
+    "send dict": (lambda g, x: g.send_tensor_dict({"a": object()}), TypeError),
+}
+
+
+@pytest.mark.parametrize("name", ALONE_REFUSED)
+def test_a_group_of_one_rank_refuses_what_a_larger_one_refuses(name: str):
+    call, kind = ALONE_REFUSED[name]
+    raised(lambda: call(GroupCoordinator([[0]], 0, "gloo"), seeded(1, 4, 3)), kind)
+
+
+def outsiders() -> str:
+    torch_group = dist.new_group([0, 1])
+    if dist.get_rank() == 2:
+        wrap = GroupCoordinator.from_process_group
+        return raised(lambda: wrap(torch_group), ParallelConfigError)
+    return ""
+
+
+def test_a_group_that_this_rank_is_not_in_is_not_wrapped(ranks: RankPool):
+    assert "wrap a group on its own ranks only" in ranks.run(outsiders, world_size=3)[2]
+
+
+def mesh_with_everything() -> None:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("sp",))
+    beside = dist.new_group([0, 1])
+    assert isinstance(beside, dist.ProcessGroup)
+    where = torch.device("meta")
+    group = GroupCoordinator.from_device_mesh(
+        mesh, "sp", cpu_group=beside, timeout=TIMEOUT, device=where
+    )
+    assert group.checked is not None
+    assert (group.cpu_group, group.checked.timeout, group.device) == (beside, TIMEOUT, where)
+
+
+def test_a_dimension_of_a_mesh_takes_a_cpu_group_a_timeout_and_a_device(ranks: RankPool):
+    ranks.run(mesh_with_everything)
+
+
+@pytest.mark.parametrize("timeout", [5, timedelta(0), timedelta(seconds=-1)])
+def test_a_timeout_is_a_positive_timedelta(timeout: object):
+    with pytest.raises(ParallelConfigError, match=r"is no positive datetime\.timedelta"):
+        ProcessGroupPool("gloo", timeout=timeout)  # type: ignore[arg-type]
+
+
+def names_of_groups() -> tuple[str, str, str]:
+    group = everyone()
+    assert group.device_group is not None
+    plain = CheckedGroup.of(dist.group.WORLD)
+    return group.device_group.group_desc, plain.name, CheckedGroup.of(group.device_group).name
+
+
+def test_groups_carry_their_name_in_torch_and_are_called_by_it(ranks: RankPool):
+    described, plain, ours = ranks.run(names_of_groups)[0]
+    assert described == ours == "omni/all"
+    assert plain != "undefined"
 
 
 def test_several_ranks_without_a_process_group_are_an_error_with_the_remedy():

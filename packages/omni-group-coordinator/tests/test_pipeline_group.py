@@ -189,6 +189,22 @@ def test_two_stages_have_a_group_for_each_direction(ranks: RankPool):
     ranks.run(groups_of_directions, world_size=4)
 
 
+def directions_of_three() -> tuple[list[bool], bool]:
+    """To the next stage; from the last one that is the first again."""
+    pp = stages()
+    assert pp.device_group is not None
+    forward = pp._direction(pp.group_next_rank, "dst").group is pp.device_group
+    back = pp._direction(pp.group_prev_rank, "src").group is pp.device_group
+    return [forward, back], pp._back is not None
+
+
+def test_messages_to_an_earlier_stage_take_the_second_group_in_every_pipeline(ranks: RankPool):
+    found = ranks.run(directions_of_three, world_size=3)
+    assert [has_second for _, has_second in found] == [True] * 3
+    # What each sends on, and what each gets from the stage before.
+    assert [ways for ways, _ in found] == [[True, False], [True, True], [False, True]]
+
+
 def other_than_declared() -> str:
     pp = stages()
     pp.set_recv_buffer(1, [[0, 2]], [0, 3], torch.float32)

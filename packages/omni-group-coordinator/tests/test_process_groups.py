@@ -10,6 +10,7 @@ from group_cases import everyone, raised, same, seeded
 
 from omni_group_coordinator import (
     DEFAULT_TIMEOUT,
+    CommunicationError,
     ParallelConfigError,
     ParallelError,
     ProcessGroupPool,
@@ -27,6 +28,7 @@ from rank_harness import RankPool
         ([[0, -2]], "holds the rank -2; ranks start at 0"),
         ([[0, 1], [2, 1]], "holds rank 1 twice"),
         ([[3, 3]], "holds rank 3 twice"),
+        ([0, 1], r"group_ranks=\[0, 1\] is no list of groups.* pass \[\[0, 1\]\]"),
     ],
 )
 def test_rank_lists_that_cannot_be_are_refused(lists: list[list[int]], message: str):
@@ -146,3 +148,66 @@ def test_making_and_destroying_groups_leaks_no_thread_and_no_file(ranks: RankPoo
     for before, after in ranks.run(make_and_destroy):
         assert after[0] <= before[0]
         assert after[1] <= before[1]
+
+
+def unknown_backend(name: str) -> tuple[str, int]:
+    before = dist.distributed_c10d._world.group_count
+    pool = ProcessGroupPool(name)
+    message = raised(lambda: pool.groups_for([[0, 1]]), ParallelConfigError)
+    return message, dist.distributed_c10d._world.group_count - before
+
+
+@pytest.mark.parametrize("name", ["glooo", "cpu:gloo,cuda:nckl"])
+def test_a_backend_that_torch_lacks_is_refused_before_any_group_is_made(ranks: RankPool, name: str):
+    for message, made in ranks.run(unknown_backend, name):
+        wrong = name.rpartition(":")[2]
+        assert f"has no backend {wrong!r}; available here: gloo" in message
+        assert made == 0
+
+
+def fail_to_make() -> tuple[str, str]:
+    def refuse(*_: object, **__: object) -> None:
+        message = "[/w/gloo/pair.cc:1] Connection closed. GLHF!"
+        raise RuntimeError(message)
+
+    with (
+        mock.patch.object(dist, "new_group", refuse),
+        pytest.raises(CommunicationError) as caught,
+    ):
+        ProcessGroupPool("gloo").groups_for([[0, 1]], name="cfg")
+    return str(caught.value), caught.value.group
+
+
+def test_a_group_that_cannot_be_made_is_named(ranks: RankPool):
+    for message, group in ranks.run(fail_to_make):
+        assert group == "cfg"
+        assert message.startswith("the gloo group 'cfg' of ranks 0, 1 could not be made within 600")
+        assert "s: Connection closed.\n" in message
+
+
+def bound_devices() -> list[object]:
+    """What `new_group` is told of the device; gloo stands for a device's backend."""
+    seen: list[object] = []
+    made = dist.new_group
+
+    def note(*args: object, device_id: object = None, **options: object) -> object:
+        seen.append(device_id)
+        return made(*args, **options)  # type: ignore[arg-type]
+
+    with mock.patch.object(dist, "new_group", note):
+        for backend, device in (
+            ("gloo", torch.device("cuda", 1)),
+            ("cpu:gloo", torch.device("cpu")),
+            ("cpu:gloo", torch.device("cuda")),
+            ("cpu:gloo", torch.device("cuda", 1)),
+        ):
+            pool = ProcessGroupPool(backend, device=device)
+            pool.groups_for([[0, 1]])
+            pool.destroy()
+    return seen
+
+
+def test_a_group_of_a_device_with_an_index_is_bound_to_it(ranks: RankPool):
+    """nccl then connects when the group is made, and not at a message of two of its ranks."""
+    for seen in ranks.run(bound_devices):
+        assert seen == [None, None, None, torch.device("cuda", 1)]

@@ -67,6 +67,24 @@ def test_the_local_device_is_that_of_the_local_rank(accelerator: pytest.MonkeyPa
     assert get_local_device(1) == torch.device("cuda", 1)
 
 
+def test_a_process_that_sees_one_device_uses_it_whatever_its_local_rank(
+    accelerator: pytest.MonkeyPatch,
+):
+    accelerator.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert get_local_device(3) == torch.device("cuda", 0)
+
+
+def test_a_local_rank_beyond_the_devices_is_refused_with_their_count(
+    accelerator: pytest.MonkeyPatch,
+):
+    accelerator.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert get_local_device(1) == torch.device("cuda", 1)
+    with pytest.raises(
+        ParallelConfigError, match=r"local rank 2 .* this process sees 2; .*device="
+    ):
+        get_local_device(2)
+
+
 @pytest.mark.usefixtures("accelerator")
 def test_without_a_local_rank_the_local_device_is_the_current_one():
     assert get_local_device() == torch.device("cuda", 5)

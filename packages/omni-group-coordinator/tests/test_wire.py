@@ -1,6 +1,7 @@
 import math
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omni_group_coordinator import CommunicationError, ParallelConfigError
+from omni_group_coordinator.messages import pack
 from omni_group_coordinator.wire import (
     FRAME_BYTES,
     FRAME_ROOM,
@@ -145,3 +147,21 @@ def test_a_message_that_is_no_header_is_an_error_naming_the_group():
     with pytest.raises(CommunicationError, match=r"'pp'.*in another order") as caught:
         unframe(stray, group="pp")
     assert caught.value.group == "pp"
+
+
+def endless() -> dict[str, object]:
+    value: dict[str, object] = {}
+    value["again"] = [value]
+    return value
+
+
+@pytest.mark.parametrize("take", [encode, pack])
+def test_a_value_that_contains_itself_is_a_type_error(take: Callable[[object], object]):
+    with pytest.raises(TypeError, match="contains itself"):
+        take(endless())
+
+
+def test_a_refused_entry_of_a_tensor_dict_is_named_as_the_user_wrote_it():
+    packed, _ = pack({"o": {"p": [object()]}})
+    with pytest.raises(TypeError, match=r"^value\['o'\]\['p'\]\[0\] is of type"):
+        encode(packed)

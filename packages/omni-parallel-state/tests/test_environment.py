@@ -19,6 +19,7 @@ from omni_parallel_state import (
     _rendezvous,
     destroy_distributed_env,
     destroy_distributed_environment,
+    environment,
     get_world_group,
     init_distributed_environment,
     init_world_group,
@@ -257,9 +258,21 @@ def test_contradicting_the_callers_default_group_leaves_nothing_behind(ranks: Ra
 
 
 def other_backend() -> int:
-    """A backend for each device type: the world has groups of its own."""
-    init_distributed_environment(backend="cpu:gloo", timeout=TIMEOUT)
+    """Where one group serves every device, the world is torch's own; else it has its own."""
+    world = init_distributed_environment(backend="cpu:gloo", timeout=TIMEOUT)
+    assert world.device_group is dist.group.WORLD
     found = sum_of_ranks()
+    destroy_distributed_env()
+    serves = environment.serves_cpu
+    environment.serves_cpu = lambda _: False
+    try:
+        world = init_distributed_environment(backend="cpu:gloo", timeout=TIMEOUT, device="meta")
+    finally:
+        environment.serves_cpu = serves
+    assert world.checked is not None
+    assert world.device_group is not dist.group.WORLD
+    assert (world.checked.timeout, str(world.device)) == (TIMEOUT, "meta")
+    assert sum_of_ranks() == found
     destroy_distributed_env()
     return found
 
@@ -270,18 +283,19 @@ def test_any_backend_that_torch_knows_can_be_named(ranks: RankPool) -> None:
 
 def fail_in_the_middle() -> bool:
     """Making the default group works, making the world's own groups does not."""
-    original = dist.new_group
+    original, serves = dist.new_group, environment.serves_cpu
 
     def new_group(*_: Any, **__: Any) -> None:
         msg = "planted failure"
         raise OSError(msg)
 
     dist.new_group = new_group
+    environment.serves_cpu = lambda _: False  # as for a backend of an accelerator
     try:
         with pytest.raises(OSError, match="planted"):
             init_distributed_environment(backend="cpu:gloo", timeout=TIMEOUT)
     finally:
-        dist.new_group = original
+        dist.new_group, environment.serves_cpu = original, serves
     left = dist.is_initialized()
     init_distributed_environment(timeout=TIMEOUT)
     destroy_distributed_env()
@@ -324,6 +338,11 @@ def test_the_world_group_before_any_init_is_an_error_with_the_remedy() -> None:
         ((), {"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no whole number"),
         ((), {"RANK": "4", "WORLD_SIZE": "4"}, "rank=4 is not in a world of 4 ranks"),
         ((), {"WORLD_SIZE": "4"}, "rank not known for 'env://'"),
+        (
+            (1, 0, "tcp://127.0.0.1:1", 0, "glooo"),
+            {},
+            "has no backend 'glooo'; available here: gloo",
+        ),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_with_the_remedy(
@@ -337,3 +356,41 @@ def test_arguments_that_cannot_work_are_refused_with_the_remedy(
     with pytest.raises(ParallelConfigError, match=message):
         init_distributed_environment(*arguments)
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timeout": timedelta(seconds=99)}, "already has timeout=.*seconds=15"),
+        ({"device": "cuda:3"}, "already has device='cpu'"),
+        ({"local_rank": 5}, "already has local_rank=0"),
+        ({"distributed_init_method": "http://x"}, "'http://x' is no known method"),
+        ({"timeout": 5}, r"is no positive datetime\.timedelta"),
+    ],
+)
+def test_a_second_init_that_contradicts_the_first_is_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    world = init_distributed_environment(timeout=TIMEOUT, device="cpu")
+    with pytest.raises(ParallelConfigError, match=message):
+        init_distributed_environment(**arguments)
+    assert init_distributed_environment(timeout=TIMEOUT, local_rank=0, device="cpu") is world
+
+
+@pytest.fixture
+def two_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+
+
+@pytest.mark.usefixtures("two_accelerators")
+def test_gloo_needs_no_accelerator_for_each_local_rank() -> None:
+    assert init_distributed_environment(local_rank=7, backend="gloo").device.type == "cpu"
+
+
+@pytest.mark.usefixtures("two_accelerators")
+def test_a_device_without_a_known_backend_works_alone() -> None:
+    assert init_distributed_environment().world_size == 1
+    assert initialize_model_parallel().backend == "gloo"

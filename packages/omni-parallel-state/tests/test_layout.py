@@ -125,6 +125,8 @@ def test_coordinates_and_rank_at_are_inverse(layout: ParallelLayout) -> None:
         assert (
             layout.rank_at(**{name: at[name] for name in ("dp", "cfg", "pp", "sp", "tp")}) == rank
         )
+        parts = ("dp", "cfg", "pp", "ring", "ulysses", "tp")
+        assert layout.rank_at(**{name: at[name] for name in parts}) == rank
         assert at["sp"] == at["ring"] * layout.ulysses + at["ulysses"]
         for dim in Dim:
             assert layout.group_of(rank, dim)[at[dim]] == rank
@@ -286,3 +288,12 @@ def test_ranks_and_coordinates_outside_the_layout_are_refused() -> None:
             layout.group_of(rank, "sp")
     with pytest.raises(ParallelConfigError, match="sp=2 is no coordinate here; legal sp: 0 to 1"):
         layout.rank_at(sp=2)
+
+
+def test_sp_is_given_by_its_two_parts() -> None:
+    with pytest.raises(
+        ParallelConfigError, match=r"sp=2 is ring . ulysses; pass ring= and ulysses="
+    ):
+        ParallelLayout.for_world(8, sp=2)  # type: ignore[call-arg]
+    with pytest.raises(ParallelConfigError, match="either sp, or ring and ulysses"):
+        ParallelLayout(ring=2, ulysses=2).rank_at(sp=1, ring=1)

@@ -57,6 +57,8 @@ DIM_OF_GETTER = {
     "get_data_parallel": "dp",
     "get_tensor_parallel": "tp",
     "get_fully_shard": "fs",
+    "get_vae": "vae",
+    "get_dit": "dit",
 }
 GROUP_GETTERS = ("world", "sp", "ulysses", "ring", "pp", "cfg", "dp", "tp", "fs", "dit", "vae")
 
@@ -100,7 +102,6 @@ def test_every_getter_answers_what_the_layout_says(ranks: RankPool) -> None:
             expected[f"{getter}_world_size"] = layout.degree(dim)
             expected[f"{getter}_rank"] = at[dim]
         expected["get_replicate_group"] = [rank]
-        expected["get_dit_world_size"] = 8
         expected["is_pipeline_first_stage"] = at["pp"] == 0
         expected["is_pipeline_last_stage"] = at["pp"] == 1
         expected["is_dp_last_group"] = rank == 7
@@ -198,19 +199,70 @@ def test_degrees_that_do_not_fit_the_world_make_nothing_and_name_the_nearest(
         {"data_parallel_size": -1},
         {"ulysses_degree": 4, "order": "tp-sq"},
         {"ulysses_degree": 4, "fully_shard_degree": 3},
+        {"cfg_parallel_size": 1.0},
+        {"order": None},
     ]
     for texts in ranks.run(errors_of, cases, world_size=4):
-        assert texts[0].endswith("the world has 4; nearest legal: dp: 4; or a world of 1 rank")
+        assert texts[0].endswith(
+            "the world has 4; nearest legal: data_parallel_size=4 (or None to infer); or a world "
+            "of 1 rank"
+        )
         assert texts[1].endswith(
-            "4 ranks; nearest legal: ulysses: 1, 2, 4; or a world of 3 or 6 ranks"
+            "4 ranks; nearest legal: ulysses_degree: 1, 2, 4; or a world of 3 or 6 ranks"
         )
         assert texts[2].endswith(
             "leave it out, or choose ulysses_degree * ring_degree as 1 * 2, 2 * 1"
         )
         assert texts[3].startswith("ulysses_degree=0 is no degree")
-        assert texts[4].startswith("dp=-1 is no degree")
+        assert texts[4].startswith("data_parallel_size=-1 is no degree")
         assert "unknown dimension 'sq'" in texts[5]
-        assert texts[6].endswith("nearest legal fs with replicate=1: 1, 2, 4")
+        assert texts[6].startswith("fully_shard_degree=3 does not divide")
+        assert texts[6].endswith(
+            "nearest legal fully_shard_degree with hsdp_replicate_size=1: 1, 2, 4"
+        )
+        assert texts[7].startswith("cfg_parallel_size=1.0 is a float")
+        assert texts[8].startswith("order=None names the unknown dimension")
+
+
+def ask_for_different_things(cases: list[list[dict[str, Any]]]) -> list[str]:
+    texts = []
+    for case in cases:
+        with pytest.raises(ParallelConfigError) as caught:
+            initialize_model_parallel(**case[dist.get_rank()], timeout=TIMEOUT)
+        texts.append(str(caught.value))
+        assert len(dist.distributed_c10d._world.pg_map) == 1
+        assert not model_parallel_is_initialized()
+    return texts
+
+
+def test_ranks_that_ask_for_different_layouts_all_hear_who_asked_for_what(
+    ranks: RankPool,
+) -> None:
+    cases: list[list[dict[str, Any]]] = [
+        [{"ulysses_degree": 2}, {"cfg_parallel_size": 2}],
+        [{"ulysses_degree": 2}, {"ulysses_degree": 3}],  # refused on one rank alone
+        [{"ulysses_degree": 2}, {"ulysses_degree": 2, "backend": "cpu:gloo"}],
+    ]
+    first, second = ranks.run(ask_for_different_things, cases, world_size=2)
+    assert first[0] == second[0]
+    for text in first:
+        assert text.startswith("the ranks do not ask for the same parallel state:\n  rank 0: ")
+    assert "rank 0: ParallelLayout(dp=1, cfg=1, pp=1, ring=1, ulysses=2," in first[0]
+    assert "rank 1: ParallelLayout(dp=1, cfg=2, pp=1, ring=1, ulysses=1," in first[0]
+    assert "rank 1: refused: ulysses_degree=3 lays out 3 ranks" in first[1]
+    assert "on cpu:gloo" in first[2]
+
+
+def test_a_rank_that_torchrun_started_does_not_work_alone_without_its_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for make in (initialize_model_parallel, lambda: ParallelState(ParallelLayout())):
+        with pytest.raises(ParallelError, match=r"rank 1 of 2 .*init_distributed_environment\(\)"):
+            make()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    ParallelState(ParallelLayout()).destroy()
 
 
 def test_several_ranks_before_init_of_the_environment_are_an_error_with_the_remedy() -> None:

@@ -379,3 +379,44 @@ def test_backend_device_and_timeout_follow_the_default_group_unless_given(
         chosen, lambda: ParallelState(layout, "meta", TIMEOUT, backend="cpu:gloo", debug=True)
     )
     assert given == [("cpu:gloo", "meta", TIMEOUT)] * 2
+
+
+@pytest.mark.parametrize("timeout", [5, timedelta(0)])
+def test_a_timeout_is_a_positive_timedelta(timeout: Any) -> None:
+    with pytest.raises(ParallelConfigError, match=r"is no positive datetime\.timedelta"):
+        ParallelState(ParallelLayout(), timeout=timeout)
+
+
+def mesh_of_one_name() -> tuple[tuple[str, ...] | None, tuple[int, ...]]:
+    mesh = ParallelState(ParallelLayout(ulysses=2), timeout=TIMEOUT).mesh("ulysses")
+    return mesh.mesh_dim_names, tuple(mesh.shape)
+
+
+def test_a_mesh_of_one_dimension_takes_its_bare_name(ranks: RankPool) -> None:
+    assert ranks.run(mesh_of_one_name) == [(("ulysses",), (2,))] * 2
+
+
+def different_layouts() -> str:
+    odd = dist.get_rank() == 2
+    layout = ParallelLayout(ulysses=4) if odd else ParallelLayout(cfg=2, ulysses=2)
+    with pytest.raises(ParallelConfigError) as caught:
+        ParallelState(layout, timeout=TIMEOUT)
+    assert live_groups() == 1
+    return str(caught.value)
+
+
+def test_different_layouts_are_an_error_on_every_rank_that_names_them(ranks: RankPool) -> None:
+    texts = ranks.run(different_layouts, world_size=4)
+    assert len(set(texts)) == 1
+    assert "ranks 0, 1, 3: ParallelLayout(dp=1, cfg=2," in texts[0]
+    assert "rank 2: ParallelLayout(dp=1, cfg=1," in texts[0]
+
+
+def test_a_device_without_a_known_backend_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    for device in (None, "mps"):
+        state = ParallelState(ParallelLayout(), device)
+        assert (state.backend, state.device.type) == ("gloo", device or "cpu")
+        state.destroy()

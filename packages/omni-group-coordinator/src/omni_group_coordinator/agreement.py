@@ -3,14 +3,16 @@
 Mismatched calls are the costliest mistakes in this field: on gloo a wrong shape ends the process
 or leaves stale data, on nccl it hangs. torch's own ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` compares
 shapes of collectives only; this one also compares splits, roots and the peers of an exchange.
+Regions that torch.compile has traced run without these checks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -48,24 +50,30 @@ def agree_on_call(group: ProcessGroup, ranks: Sequence[int], name: str, call: st
     Raises:
         RankMismatchError: On every rank alike, with what each rank was about to do.
     """
-    calls = [_unpack(row) for row in _gather(group, _pack(call), len(ranks))]
-    if all(other == calls[0] for other in calls):
+    lines = differences([unpack(row) for row in _gather(group, pack(call), len(ranks))], ranks)
+    if not lines:
         return
-    who: dict[str, list[int]] = defaultdict(list)
-    for rank, other in zip(ranks, calls, strict=True):
-        who[other].append(rank)
-    lines = [f"  {_ranks(members)}: {other}" for other, members in who.items()]
     msg = f"the ranks of group {name!r} do not agree on the next operation:\n" + "\n".join(lines)
     raise RankMismatchError(msg)
+
+
+def differences(texts: Sequence[str], ranks: Sequence[int]) -> list[str]:
+    """One line for each distinct text, with the ranks that it comes from; none if all agree."""
+    who: dict[str, list[int]] = defaultdict(list)
+    for rank, text in zip(ranks, texts, strict=True):
+        who[text].append(rank)
+    if len(who) < 2:
+        return []
+    return [f"  {_ranks(members)}: {text}" for text, members in who.items()]
 
 
 def agree_on_exchange(
     group: ProcessGroup,
     ranks: Sequence[int],
     name: str,
-    call: str,
-    sends: Sequence[int],
-    receives: Sequence[int],
+    operation: str,
+    sends: Mapping[int, str],
+    receives: Mapping[int, str],
 ) -> None:
     """Compare an exchange: what each rank sends must be what its peer expects.
 
@@ -73,27 +81,41 @@ def agree_on_exchange(
         group: A group that moves CPU tensors.
         ranks: Global ranks of the group, for the message.
         name: Name of the group, for the message.
-        call: What this rank is about to do, without sizes.
-        sends: Elements for each group rank.
-        receives: Elements expected from each group rank.
+        operation: Word for the operation, for the message.
+        sends: What goes to each group rank, in words; ranks to which nothing goes are left out.
+        receives: What is expected of each group rank, in the same words.
 
     Raises:
         RankMismatchError: On every rank alike, naming each pair that differs.
     """
-    agree_on_call(group, ranks, name, call)
     size = len(ranks)
-    mine = torch.tensor([*sends, *receives], dtype=torch.int64)
-    rows = [row.tolist() for row in _gather(group, mine, size)]
-    lines = [
-        f"  rank {ranks[src]} sends {rows[src][dst]} elements to rank {ranks[dst]}, which "
-        f"expects {rows[dst][size + src]}"
+    texts = [_gather_texts(group, json.dumps(side), size) for side in (dict(sends), dict(receives))]
+    sent, expected = ([json.loads(text) for text in side] for side in texts)
+    pairs = [
+        (src, dst, sent[src].get(str(dst), "nothing"), expected[dst].get(str(src), "nothing"))
         for src in range(size)
         for dst in range(size)
-        if rows[src][dst] != rows[dst][size + src]
+    ]
+    lines = [
+        f"  rank {ranks[src]} sends {what} to rank {ranks[dst]}, which expects {other}"
+        for src, dst, what, other in pairs
+        if what != other
     ]
     if lines:
-        msg = f"{call} in group {name!r}: the ranks disagree on sizes:\n" + "\n".join(lines)
+        msg = (
+            f"{operation} in group {name!r}: the ranks disagree on what they exchange:\n"
+            + "\n".join(lines)
+        )
         raise RankMismatchError(msg)
+
+
+def _gather_texts(group: ProcessGroup, text: str, size: int) -> list[str]:
+    """The texts of all ranks, of any length."""
+    data = text.encode()
+    lengths = [int(n) for n in _gather(group, torch.tensor([len(data)], dtype=torch.int64), size)]
+    padded = bytearray(data.ljust(max(lengths), b"\0"))
+    rows = _gather(group, torch.frombuffer(padded, dtype=torch.uint8), size)
+    return [bytes(r.tolist()[:n]).decode() for r, n in zip(rows, lengths, strict=True)]
 
 
 def _gather(group: ProcessGroup, mine: torch.Tensor, size: int) -> list[torch.Tensor]:
@@ -102,7 +124,8 @@ def _gather(group: ProcessGroup, mine: torch.Tensor, size: int) -> list[torch.Te
     return rows
 
 
-def _pack(call: str) -> torch.Tensor:
+def pack(call: str) -> torch.Tensor:
+    """A text as a row of fixed size, cut if it must be."""
     data = call.encode()
     if len(data) > _TEXT_BYTES:
         # Cut for the message, but still different where the uncut texts differ.
@@ -111,7 +134,8 @@ def _pack(call: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(data.ljust(_TEXT_BYTES, b"\0")), dtype=torch.uint8)
 
 
-def _unpack(row: torch.Tensor) -> str:
+def unpack(row: torch.Tensor) -> str:
+    """The text of a row."""
     return bytes(row.tolist()).rstrip(b"\0").decode()
 
 

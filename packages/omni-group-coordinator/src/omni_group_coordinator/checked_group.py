@@ -7,9 +7,10 @@ corrupts memory or ends the process. Every message of the project is therefore p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,73 +19,39 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from omni_group_coordinator import agreement
-from omni_group_coordinator.errors import CommunicationError, ParallelConfigError, ParallelError
+from omni_group_coordinator.errors import (
+    CommunicationError,
+    ParallelConfigError,
+    ParallelError,
+    reason_of,
+)
+from omni_group_coordinator.payload import byte_count, transportable
+from omni_group_coordinator.pending_work import PendingWork, wait_all
 from omni_group_coordinator.process_groups import ProcessGroups, serves_cpu
 from omni_group_coordinator.traffic import count
 
-T = TypeVar("T")
+__all__ = ["CheckedGroup", "PendingWork", "Place", "check_peer", "default_group", "wait_all"]
 
-# What backends do not know travels unchanged as a dtype of the same size that they do know.
-_CARRIERS = {
-    dtype: carrier
-    for name, carrier in (
-        ("float8_e4m3fn", torch.uint8),
-        ("float8_e4m3fnuz", torch.uint8),
-        ("float8_e5m2", torch.uint8),
-        ("float8_e5m2fnuz", torch.uint8),
-        ("float8_e8m0fnu", torch.uint8),
-        ("int16", torch.float16),
-        ("uint16", torch.float16),
-        ("uint32", torch.int32),
-        ("uint64", torch.int64),
-    )
-    if (dtype := getattr(torch, name, None)) is not None
-}
+T = TypeVar("T")
 
 _keys = itertools.count()
 _groups_by_key: WeakValueDictionary[str, CheckedGroup] = WeakValueDictionary()
 
 
-class PendingWork:
-    """A message under way. Keeps its tensors alive until `wait` returns.
+class Place(Protocol):
+    """What checks of arguments must know of a group, which may have one rank."""
 
-    Dropping it without `wait` is a mistake: the data may never arrive.
-    """
+    @property
+    def name(self) -> str:
+        """Word for the group in messages."""
 
-    def __init__(
-        self,
-        group: CheckedGroup,
-        operation: str,
-        work: Work | None,
-        keep: Sequence[Tensor],
-    ) -> None:
-        self._group = group
-        self._operation = operation
-        self._work = work
-        self._keep = tuple(keep)
-        self._done = work is None
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
 
-    def wait(self) -> None:
-        """Return once the data may be used (on a device: by work queued after this call).
-
-        Raises:
-            CommunicationError: The peer died or the timeout of the group passed.
-        """
-        if self._done:
-            return
-        if self._work is not None:
-            self._group.run(self._operation, self._work.wait)
-        self._done, self._work, self._keep = True, None, ()
-
-    def is_completed(self) -> bool:
-        """Whether `wait` has returned (gloo cannot tell earlier)."""
-        return self._done
-
-
-def wait_all(works: Sequence[PendingWork]) -> None:
-    """Wait for every work, in order."""
-    for work in works:
-        work.wait()
+    @property
+    def rank(self) -> int:
+        """Group rank of this process."""
 
 
 class CheckedGroup:
@@ -115,7 +82,7 @@ class CheckedGroup:
         self.name = name
         self.timeout = timeout
         self.debug = agreement.debug_by_default() if debug is None else debug
-        self.backend = str(dist.get_backend(groups.device))
+        self.failed = False
         self.key = f"{name}/{next(_keys)}"
         _groups_by_key[self.key] = self
 
@@ -147,7 +114,8 @@ class CheckedGroup:
             raise ParallelConfigError(msg)
         group = default_group() if group is None else group
         groups = ProcessGroups(tuple(dist.get_process_group_ranks(group)), group, group)
-        return cls(groups, name=group.group_desc or group.group_name)
+        described = group.group_desc not in ("", "undefined")  # the latter is torch's default
+        return cls(groups, name=group.group_desc if described else group.group_name)
 
     def run(self, operation: str, call: Callable[[], T]) -> T:
         """Run a call of torch.distributed and say, if it fails, what it was.
@@ -157,35 +125,22 @@ class CheckedGroup:
         """
         try:
             return call()
-        except ParallelError:
+        except (ParallelError, torch.OutOfMemoryError):  # no peer is to blame for a full device
             raise
         except RuntimeError as error:
+            self.failed = True
             raise self._failure(operation, error) from error
 
     def _failure(self, operation: str, error: RuntimeError) -> CommunicationError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        hint = f" Set {agreement.DEBUG_VARIABLE}=1 to have mismatched calls named."
         after = f" (timeout {self.timeout.total_seconds():g} s)" if self.timeout else ""
         msg = (
             f"{operation} failed on rank {self.ranks[self.rank]} in group {self.name!r} of ranks "
-            f"{', '.join(map(str, self.ranks))}{after}: {reason}\n"
+            f"{', '.join(map(str, self.ranks))}{after}: {reason_of(error)}\n"
             "A rank of the group died, hangs, or called something else. The group is unusable "
-            "now: destroy the parallel state and build a new one. Set "
-            f"{agreement.DEBUG_VARIABLE}=1 to have mismatched calls named."
-        )
+            "now: destroy the parallel state and build a new one."
+        ) + ("" if self.debug else hint)
         return CommunicationError(msg, group=self.name, ranks=self.ranks, operation=operation)
-
-    def check_reducible(self, dtype: torch.dtype) -> None:
-        """Check that backends can add and compare values of a dtype.
-
-        Raises:
-            ParallelConfigError: They only carry its bits.
-        """
-        if dtype in _CARRIERS:
-            msg = (
-                f"{str(dtype).removeprefix('torch.')} cannot be reduced over ranks, only moved; "
-                "nearest: float32, bfloat16, float16, int32, int64, int8 or uint8"
-            )
-            raise ParallelConfigError(msg)
 
     def peer(self, rank: int, role: str) -> int:
         """Check a group rank that a message goes to or comes from.
@@ -193,13 +148,7 @@ class CheckedGroup:
         Raises:
             ParallelConfigError: No such group rank, or this rank itself.
         """
-        if not 0 <= rank < self.size:
-            msg = (
-                f"{role}={rank} is no group rank of group {self.name!r}, which has {self.size} "
-                f"ranks; legal here: 0 to {self.size - 1} (group ranks, not global ones)"
-            )
-            raise ParallelConfigError(msg)
-        return rank
+        return check_peer(self, rank, role)
 
     # -- debug mode ------------------------------------------------------------------------
 
@@ -211,24 +160,45 @@ class CheckedGroup:
             return
         # Joined here and not by the caller: a traced caller must not turn sizes into text.
         call = agreement.describe_call(operation, shape, dtype, " ".join(map(str, more)))
+        self.agree_on_text(operation, call)
+
+    def agree_on_text(self, operation: str, call: str) -> None:
+        """As `agree`, with the whole line that must be the same on every rank."""
+        if not self.debug or torch.compiler.is_compiling():
+            return
         self.run(
             f"{operation} (debug check)",
             lambda: agreement.agree_on_call(self._cpu(), self.ranks, self.name, call),
         )
 
-    def agree_on_sizes(
-        self, operation: str, dtype: torch.dtype, sends: Sequence[int], receives: Sequence[int]
+    def agree_on_exchange(
+        self, operation: str, sends: Mapping[int, str], receives: Mapping[int, str]
     ) -> None:
-        """In debug mode: raise on every rank if a rank sends what its peer does not expect."""
+        """In debug mode: raise on every rank if a rank sends what its peer does not expect.
+
+        Args:
+            operation: Word for messages; the ranks have agreed on the call itself before.
+            sends: What goes to each group rank, in words; nothing to those left out.
+            receives: What is expected of each group rank, in the same words.
+        """
         if not self.debug or torch.compiler.is_compiling():
             return
-        call = f"{operation} of dtype {str(dtype).removeprefix('torch.')}"
         self.run(
             f"{operation} (debug check)",
             lambda: agreement.agree_on_exchange(
-                self._cpu(), self.ranks, self.name, call, sends, receives
+                self._cpu(), self.ranks, self.name, operation, sends, receives
             ),
         )
+
+    def agree_to_refuse(self, operation: str, error: ParallelConfigError) -> None:
+        """In debug mode: tell the other ranks that this one refuses its arguments.
+
+        Returns if every rank refuses for the same reason.
+
+        Raises:
+            RankMismatchError: On every rank alike, if another rank goes on.
+        """
+        self.agree_on_text(operation, f"refused {operation}: {error}")
 
     def _cpu(self) -> ProcessGroup:
         if not serves_cpu(str(dist.get_backend(self.cpu_group))):
@@ -243,20 +213,22 @@ class CheckedGroup:
 
     def all_reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
         """Reduce in place."""
+        group = self._group_for(tensor)
         if torch.compiler.is_compiling():
-            dist.all_reduce(tensor, op, group=self.group)
+            dist.all_reduce(tensor, op, group=group)
             return
-        count("all_reduce", 2 * (self.size - 1) * _bytes(tensor) // self.size)
-        self.run("all_reduce", lambda: dist.all_reduce(tensor, op, group=self.group))
+        count("all_reduce", 2 * (self.size - 1) * byte_count(tensor) // self.size)
+        self.run("all_reduce", lambda: dist.all_reduce(tensor, op, group=group))
 
     def all_gather(self, out: Tensor, tensor: Tensor) -> None:
         """Gather equal flat pieces into ``out`` of shape ``(size * length,)``."""
-        out, tensor = _transportable(out), _transportable(tensor)
+        out, tensor = transportable(out), transportable(tensor)
+        group = self._group_for(tensor)
         if torch.compiler.is_compiling():
-            dist.all_gather_single(out, tensor, group=self.group)
+            dist.all_gather_single(out, tensor, group=group)
             return
-        count("all_gather", (self.size - 1) * _bytes(tensor))
-        self.run("all_gather", lambda: dist.all_gather_single(out, tensor, group=self.group))
+        count("all_gather", (self.size - 1) * byte_count(tensor))
+        self.run("all_gather", lambda: dist.all_gather_single(out, tensor, group=group))
 
     def all_to_all(
         self,
@@ -267,33 +239,35 @@ class CheckedGroup:
         operation: str = "all_to_all",
     ) -> None:
         """Exchange flat pieces: ``in_sizes[r]`` elements go to rank r."""
-        out, tensor = _transportable(out), _transportable(tensor)
+        out, tensor = transportable(out), transportable(tensor)
+        group = self._group_for(tensor)
         if torch.compiler.is_compiling():
-            dist.all_to_all_single(out, tensor, out_sizes, in_sizes, group=self.group)
+            dist.all_to_all_single(out, tensor, out_sizes, in_sizes, group=group)
             return
         sent = (tensor.numel() - in_sizes[self.rank]) * tensor.element_size()
         count(operation, sent)
         self.run(
             operation,
-            lambda: dist.all_to_all_single(out, tensor, out_sizes, in_sizes, group=self.group),
+            lambda: dist.all_to_all_single(out, tensor, out_sizes, in_sizes, group=group),
         )
 
     def reduce_scatter(self, out: Tensor, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
         """Reduce flat pieces of equal length; piece r stays on rank r."""
+        group = self._group_for(tensor)
         if torch.compiler.is_compiling():
-            dist.reduce_scatter_single(out, tensor, op, group=self.group)
+            dist.reduce_scatter_single(out, tensor, op, group=group)
             return
-        count("reduce_scatter", (self.size - 1) * _bytes(tensor) // self.size)
+        count("reduce_scatter", (self.size - 1) * byte_count(tensor) // self.size)
         self.run(
             "reduce_scatter",
-            lambda: dist.reduce_scatter_single(out, tensor, op, group=self.group),
+            lambda: dist.reduce_scatter_single(out, tensor, op, group=group),
         )
 
     def broadcast(self, tensor: Tensor, src: int) -> None:
         """Fill the tensor with that of group rank ``src``, in place."""
-        tensor = _transportable(tensor)
+        tensor = transportable(tensor)
         group = self._group_for(tensor)
-        count("broadcast", (self.size - 1) * _bytes(tensor) if self.rank == src else 0)
+        count("broadcast", (self.size - 1) * byte_count(tensor) if self.rank == src else 0)
         self.run("broadcast", lambda: dist.broadcast(tensor, group_src=src, group=group))
 
     def barrier(self) -> None:
@@ -310,19 +284,28 @@ class CheckedGroup:
 
     # -- point to point --------------------------------------------------------------------
 
-    def isend(self, tensor: Tensor, dst: int, operation: str = "send") -> PendingWork:
-        """Post a send; CPU tensors travel over the CPU group."""
-        payload = _transportable(tensor)
+    def isend(self, tensor: Tensor, dst: int, operation: str = "send", tag: int = 0) -> PendingWork:
+        """Post a send; CPU tensors travel over the CPU group.
+
+        Args:
+            tensor: Contiguous.
+            dst: Group rank.
+            operation: Word for the traffic count and for messages.
+            tag: Messages of another tag are another stream, on backends that know tags (gloo).
+        """
+        payload = transportable(tensor)
         group = self._group_for(payload)
-        count(operation, _bytes(payload))
-        work = self.run(operation, lambda: dist.isend(payload, group_dst=dst, group=group))
+        count(operation, byte_count(payload))
+        work = self.run(operation, lambda: dist.isend(payload, group_dst=dst, group=group, tag=tag))
         return PendingWork(self, f"{operation} to group rank {dst}", work, (payload, tensor))
 
-    def irecv(self, tensor: Tensor, src: int, operation: str = "receive") -> PendingWork:
-        """Post a receive into a contiguous tensor."""
-        payload = _transportable(tensor)
+    def irecv(
+        self, tensor: Tensor, src: int, operation: str = "receive", tag: int = 0
+    ) -> PendingWork:
+        """Post a receive into a contiguous tensor; arguments as of `isend`."""
+        payload = transportable(tensor)
         group = self._group_for(payload)
-        work = self.run(operation, lambda: dist.irecv(payload, group_src=src, group=group))
+        work = self.run(operation, lambda: dist.irecv(payload, group_src=src, group=group, tag=tag))
         return PendingWork(self, f"{operation} from group rank {src}", work, (payload, tensor))
 
     def iexchange(
@@ -332,19 +315,45 @@ class CheckedGroup:
         operation: str,
     ) -> list[PendingWork]:
         """Post sends and receives as one batch, which cannot deadlock whatever their order."""
-        out = [(_transportable(tensor), dst) for tensor, dst in sends if tensor.numel()]
-        into = [(_transportable(tensor), src) for tensor, src in receives if tensor.numel()]
-        count(operation, sum(_bytes(tensor) for tensor, _ in out))
-        ops = [dist.P2POp(dist.isend, t, group=self.group, group_peer=peer) for t, peer in out]
-        ops += [dist.P2POp(dist.irecv, t, group=self.group, group_peer=peer) for t, peer in into]
-        if not ops:
-            return []
-        works = self.run(operation, lambda: dist.batch_isend_irecv(ops))
+        out = [(transportable(tensor), dst) for tensor, dst in sends if tensor.numel()]
+        into = [(transportable(tensor), src) for tensor, src in receives if tensor.numel()]
+        count(operation, sum(byte_count(tensor) for tensor, _ in out))
+        ops = [self._op(dist.isend, tensor, peer) for tensor, peer in out]
+        ops += [self._op(dist.irecv, tensor, peer) for tensor, peer in into]
         keep = [tensor for tensor, _ in (*out, *into)]
+        works: list[Work] = []
+        # A batch belongs to one group; on every rank that of the CPU goes first.
+        for group in (self.cpu_group, self.group)[self.cpu_group is self.group :]:
+            batch = [op for op in ops if op.group is group]
+            if batch:
+                works += self.run(operation, partial(dist.batch_isend_irecv, batch))
         return [PendingWork(self, operation, work, keep) for work in works]
 
+    def _op(self, post: Callable[..., Work | None], tensor: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(post, tensor, group=self._group_for(tensor), group_peer=peer)
+
+    def gathers_slowly(self, tensor: Tensor) -> bool:
+        """Whether the tensor goes over gloo, whose all_gather is slower than its all_to_all."""
+        return str(dist.get_backend(self._group_for(tensor))) == "gloo"
+
     def _group_for(self, tensor: Tensor) -> ProcessGroup:
+        # A device's backend (nccl) cannot move CPU tensors, so they take the group beside it.
         return self.cpu_group if tensor.device.type == "cpu" else self.group
+
+
+def check_peer(place: Place, rank: object, role: str) -> int:
+    """Check a group rank that a message goes to or comes from.
+
+    Raises:
+        ParallelConfigError: There is no such group rank.
+    """
+    if not isinstance(rank, int) or not 0 <= rank < place.size:
+        msg = (
+            f"{role}={rank!r} is no group rank of group {place.name!r}, which has {place.size} "
+            f"ranks; legal here: 0 to {place.size - 1} (group ranks, not global ones)"
+        )
+        raise ParallelConfigError(msg)
+    return rank
 
 
 def default_group() -> ProcessGroup:
@@ -360,12 +369,3 @@ def default_group() -> ProcessGroup:
         )
         raise ParallelError(msg)
     return dist.group.WORLD
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _transportable(tensor: Tensor) -> Tensor:
-    carrier = _CARRIERS.get(tensor.dtype)
-    return tensor if carrier is None else tensor.view(carrier)

@@ -15,8 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omni_group_coordinator import operators
-from omni_group_coordinator.checked_group import CheckedGroup, wait_all
+from omni_group_coordinator.checked_group import CheckedGroup, Place
+from omni_group_coordinator.checks import (
+    agree_on_refusals,
+    any_length,
+    checked_exchange,
+    checked_pieces,
+    checked_split,
+)
 from omni_group_coordinator.errors import ParallelConfigError
+from omni_group_coordinator.payload import check_reducible, check_strided, is_plain, resolved
+from omni_group_coordinator.pending_work import wait_all
 
 _REDUCERS: dict[dist.ReduceOp.RedOpType, Callable[[Tensor], Tensor]] = {
     dist.ReduceOp.SUM: lambda stacked: stacked.sum(0, dtype=stacked.dtype),
@@ -26,6 +35,7 @@ _REDUCERS: dict[dist.ReduceOp.RedOpType, Callable[[Tensor], Tensor]] = {
 }
 
 
+@agree_on_refusals
 def all_reduce(
     group: CheckedGroup, tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
 ) -> Tensor:
@@ -34,29 +44,32 @@ def all_reduce(
     Raises:
         ParallelConfigError: A dtype that backends only carry (float8, int16, ...).
     """
-    group.check_reducible(tensor.dtype)
+    check_reduce(tensor)
     group.agree("all_reduce", tensor.shape, tensor.dtype, "op", op)
-    if tensor.is_contiguous():
+    if is_plain(tensor):
         group.all_reduce(tensor, op)
         return tensor
     # On gloo a strided tensor is reduced as if it were dense, over its neighbours' memory.
-    dense = tensor.contiguous()
+    dense = resolved(tensor).contiguous()
     group.all_reduce(dense, op)
     return tensor.copy_(dense)
 
 
+@agree_on_refusals
 def broadcast(group: CheckedGroup, tensor: Tensor, src: int) -> Tensor:
     """Fill the tensor with that of group rank ``src``, in place; returns the tensor."""
     group.peer(src, "src")
+    check_strided(tensor)
     group.agree("broadcast", tensor.shape, tensor.dtype, "src", src)
-    if tensor.is_contiguous():
+    if is_plain(tensor):
         operators.broadcast(group, tensor, src)
         return tensor
-    dense = tensor.contiguous()
+    dense = resolved(tensor).contiguous()
     operators.broadcast(group, dense, src)
     return tensor.copy_(dense)
 
 
+@agree_on_refusals
 def all_gather(
     group: CheckedGroup, tensor: Tensor, dim: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
@@ -71,23 +84,26 @@ def all_gather(
     Raises:
         ParallelConfigError: ``dim`` or ``lengths`` do not fit the tensor.
     """
-    dim = checked_dim(dim, tensor)
-    lengths = checked_lengths(group, tensor, dim, lengths)
+    dim, lengths = checked_pieces(group, tensor, dim, lengths)
     flat, shapes = _gather_flat(group, tensor, dim, lengths)
     if math.prod(tensor.shape[:dim]) == 1:
         return flat.view(_with_length(tensor, dim, sum(lengths)))  # the pieces lie in order
     return torch.cat(_pieces(flat, shapes), dim)
 
 
+@agree_on_refusals
 def all_gather_pieces(
     group: CheckedGroup, tensor: Tensor, dim: int = 0, lengths: Sequence[int] | None = None
 ) -> list[Tensor]:
     """As `all_gather`, but the pieces as a list in rank order (views of one buffer)."""
-    dim = checked_dim(dim, tensor) if tensor.ndim else 0
-    lengths = checked_lengths(group, tensor, dim, lengths) if tensor.ndim else [1] * group.size
+    if tensor.ndim:
+        dim, lengths = checked_pieces(group, tensor, dim, lengths)
+    else:
+        dim, lengths = 0, [1] * group.size
     return _pieces(*_gather_flat(group, tensor, dim, lengths))
 
 
+@agree_on_refusals
 def gather(
     group: CheckedGroup,
     tensor: Tensor,
@@ -97,9 +113,10 @@ def gather(
 ) -> Tensor | None:
     """As `all_gather`, on group rank ``dst`` only; ``None`` on the others."""
     group.peer(dst, "dst")
-    dim = checked_dim(dim, tensor)
-    lengths = checked_lengths(group, tensor, dim, lengths)
-    group.agree("gather", _any_length(tensor, dim), tensor.dtype, "dst", dst, "lengths", lengths)
+    dim, lengths = checked_pieces(group, tensor, dim, lengths)
+    more = ("dst", dst, "dim", dim, "lengths", lengths)
+    group.agree("gather", any_length(tensor, dim), tensor.dtype, *more)
+    tensor = resolved(tensor)
     if group.rank != dst:
         wait_all(group.iexchange([(tensor.contiguous(), dst)], [], "gather"))
         return None
@@ -111,6 +128,7 @@ def gather(
     return torch.cat(pieces, dim)
 
 
+@agree_on_refusals
 def reduce_scatter(
     group: CheckedGroup,
     tensor: Tensor,
@@ -130,14 +148,10 @@ def reduce_scatter(
     Raises:
         ParallelConfigError: ``dim``, ``lengths`` or ``op`` do not fit.
     """
-    dim = checked_dim(dim, tensor)
-    lengths = split_lengths(group, tensor, dim, lengths)
-    if op not in _REDUCERS:
-        msg = f"reduce_scatter cannot do {op}; legal here: SUM, MAX, MIN, PRODUCT"
-        raise ParallelConfigError(msg)
-    group.check_reducible(tensor.dtype)
-    group.agree("reduce_scatter", tensor.shape, tensor.dtype, "op", op, "lengths", lengths)
-    pieces = [piece.reshape(-1) for piece in torch.split(tensor, lengths, dim)]
+    dim, lengths = check_reduce_scatter(group, tensor, dim, lengths, op)
+    more = ("op", op, "dim", dim, "lengths", lengths)
+    group.agree("reduce_scatter", tensor.shape, tensor.dtype, *more)
+    pieces = [piece.reshape(-1) for piece in torch.split(resolved(tensor), lengths, dim)]
     flat = torch.cat(pieces)
     shape = _with_length(tensor, dim, lengths[group.rank])
     mine = math.prod(shape)
@@ -152,6 +166,7 @@ def reduce_scatter(
     return _REDUCERS[op](out.view(group.size, *shape))
 
 
+@agree_on_refusals
 def all_to_all(
     group: CheckedGroup,
     tensor: Tensor,
@@ -176,22 +191,23 @@ def all_to_all(
     Raises:
         ParallelConfigError: The dimensions are the same, or lengths do not fit the tensor.
     """
-    scatter_dim, gather_dim = checked_dim(scatter_dim, tensor), checked_dim(gather_dim, tensor)
-    if scatter_dim == gather_dim:
-        msg = f"all_to_all splits and joins dimension {scatter_dim}; they must be two dimensions"
-        raise ParallelConfigError(msg)
-    scatter_lengths = split_lengths(group, tensor, scatter_dim, scatter_lengths)
-    gather_lengths = checked_lengths(group, tensor, gather_dim, gather_lengths)
+    scatter_dim, gather_dim, scatter_lengths, gather_lengths = checked_exchange(
+        group, tensor, (scatter_dim, gather_dim), scatter_lengths, gather_lengths
+    )
+    more = ("split", scatter_dim, "join", gather_dim)
+    group.agree("all_to_all", any_length(tensor, gather_dim), tensor.dtype, *more)
     shape = list(tensor.shape)
     shape[scatter_dim] = scatter_lengths[group.rank]
     shapes = []
     for length in gather_lengths:
         shape[gather_dim] = length
         shapes.append(tuple(shape))
-    sent = [piece.reshape(-1) for piece in torch.split(tensor, scatter_lengths, scatter_dim)]
+    whole = resolved(tensor)
+    sent = [piece.reshape(-1) for piece in torch.split(whole, scatter_lengths, scatter_dim)]
     in_sizes = [piece.numel() for piece in sent]
     out_sizes = [math.prod(shape) for shape in shapes]
-    group.agree_on_sizes("all_to_all", tensor.dtype, in_sizes, out_sizes)
+    if group.debug and not torch.compiler.is_compiling():  # a trace must not turn sizes into text
+        group.agree_on_exchange("all_to_all", sizes_text(in_sizes), sizes_text(out_sizes))
     out = tensor.new_empty(sum(out_sizes))
     group.all_to_all(out, torch.cat(sent), out_sizes, in_sizes)
     if math.prod(shapes[0][:gather_dim]) == 1:
@@ -200,93 +216,52 @@ def all_to_all(
     return torch.cat(_pieces(out, shapes), gather_dim)
 
 
-def checked_dim(dim: int, tensor: Tensor) -> int:
-    """The dimension counted from 0.
+def check_reduce(tensor: Tensor) -> None:
+    """What `all_reduce` refuses.
 
     Raises:
-        ParallelConfigError: The tensor has no such dimension.
+        ParallelConfigError: A sparse tensor, or a dtype that backends only carry.
     """
-    if not -tensor.ndim <= dim < tensor.ndim:
-        msg = (
-            f"dim={dim} does not exist in a tensor of shape {tuple(tensor.shape)}; "
-            f"legal here: {-tensor.ndim} to {tensor.ndim - 1}"
-        )
-        raise ParallelConfigError(msg)
-    return dim % tensor.ndim
+    check_strided(tensor)
+    check_reducible(tensor.dtype)
 
 
-def checked_lengths(
-    group: CheckedGroup, tensor: Tensor, dim: int, lengths: Sequence[int] | None
-) -> list[int]:
-    """The length of each rank's piece along ``dim``, this rank's being that of the tensor.
+def check_reduce_scatter(
+    place: Place,
+    tensor: Tensor,
+    dim: int,
+    lengths: Sequence[int] | None,
+    op: dist.ReduceOp.RedOpType,
+) -> tuple[int, list[int]]:
+    """What `reduce_scatter` refuses; else the dimension and the length of each rank's piece.
 
     Raises:
-        ParallelConfigError: Not one length for each rank, a negative one, or another for this
-            rank than the tensor has.
+        ParallelConfigError: ``dim``, ``lengths``, ``op`` or the dtype do not fit.
     """
-    own = tensor.shape[dim]
-    if lengths is None:
-        return [own] * group.size
-    _check_count(group, lengths)
-    if lengths[group.rank] != own:
-        msg = (
-            f"group rank {group.rank} of group {group.name!r} holds a tensor of shape "
-            f"{tuple(tensor.shape)}, of length {own} along dimension {dim}, where lengths="
-            f"{list(lengths)} say {lengths[group.rank]}"
-        )
+    dim, lengths = checked_split(place, tensor, dim, lengths)
+    if op not in _REDUCERS:
+        msg = f"reduce_scatter cannot do {op}; legal here: SUM, MAX, MIN, PRODUCT"
         raise ParallelConfigError(msg)
-    return list(lengths)
+    check_reducible(tensor.dtype)
+    return dim, lengths
 
 
-def split_lengths(
-    group: CheckedGroup, tensor: Tensor, dim: int, lengths: Sequence[int] | None
-) -> list[int]:
-    """The length of each rank's piece of ``tensor`` along ``dim``, which they add up to.
-
-    Raises:
-        ParallelConfigError: The lengths do not add up, or the length does not divide and no
-            lengths were given.
-    """
-    whole = tensor.shape[dim]
-    if lengths is None:
-        if whole % group.size:
-            low = whole - whole % group.size
-            msg = (
-                f"dimension {dim} of shape {tuple(tensor.shape)} cannot be split evenly over the "
-                f"{group.size} ranks of group {group.name!r}; nearest lengths that can: {low} and "
-                f"{low + group.size}; or pass the length of each rank's piece"
-            )
-            raise ParallelConfigError(msg)
-        return [whole // group.size] * group.size
-    _check_count(group, lengths)
-    if sum(lengths) != whole:
-        msg = (
-            f"lengths={list(lengths)} add up to {sum(lengths)}, but dimension {dim} of shape "
-            f"{tuple(tensor.shape)} is {whole} long"
-        )
-        raise ParallelConfigError(msg)
-    return list(lengths)
-
-
-def _check_count(group: CheckedGroup, lengths: Sequence[int]) -> None:
-    if len(lengths) != group.size or any(length < 0 for length in lengths):
-        msg = (
-            f"lengths={list(lengths)} for group {group.name!r}: it needs {group.size} lengths, "
-            "one for each rank, none negative"
-        )
-        raise ParallelConfigError(msg)
+def sizes_text(sizes: Sequence[int]) -> dict[int, str]:
+    """How many elements go to each rank, in words."""
+    return {rank: f"{size} elements" for rank, size in enumerate(sizes) if size}
 
 
 def _gather_flat(
     group: CheckedGroup, tensor: Tensor, dim: int, lengths: Sequence[int]
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
     even = len(set(lengths)) == 1
-    group.agree("all_gather", _any_length(tensor, dim), tensor.dtype, "lengths", lengths)
+    more = ("dim", dim, "lengths", lengths)
+    group.agree("all_gather", any_length(tensor, dim), tensor.dtype, *more)
     shapes = [_with_length(tensor, dim, length) for length in lengths]
     sizes = [math.prod(shape) for shape in shapes]
     flat = tensor.new_empty(sum(sizes))
-    mine = tensor.reshape(-1).contiguous()  # a strided vector stays strided in reshape
-    if even and group.backend != "gloo":
+    mine = resolved(tensor).reshape(-1).contiguous()  # a strided vector stays strided in reshape
+    if even and not group.gathers_slowly(tensor):
         group.all_gather(flat, mine)
     else:
         # Uneven pieces, which all_gather refuses; and gloo's all_gather, which takes three
@@ -306,8 +281,3 @@ def _with_length(tensor: Tensor, dim: int, length: int) -> tuple[int, ...]:
     if shape:
         shape[dim] = length
     return tuple(shape)
-
-
-def _any_length(tensor: Tensor, dim: int) -> list[object]:
-    """The shape for messages of the debug mode, with a star where ranks may differ."""
-    return ["*" if i == dim else size for i, size in enumerate(tensor.shape)]

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from omni_group_coordinator import collectives
+from omni_group_coordinator.checked_group import CheckedGroup
+from omni_group_coordinator.checks import Alone, checked_exchange, checked_pieces
 from omni_group_coordinator.coordinator import GroupCoordinator, checked_group_of
 from omni_group_coordinator.errors import ParallelConfigError
 from omni_group_coordinator.halo import check_halo, exchange_halo
@@ -32,7 +34,7 @@ __all__ = [
 Group = GroupCoordinator | ProcessGroup | None
 
 
-def all_to_all_4D(  # noqa: N802  the field's name
+def all_to_all_4D(  # noqa: N802  the name it has in DeepSpeed
     input: Tensor,
     scatter_idx: int = 2,
     gather_idx: int = 1,
@@ -65,10 +67,11 @@ def all_to_all_4D(  # noqa: N802  the field's name
         ParallelConfigError: Another pair of dimensions or number of dimensions, or heads or
             tokens that do not divide over the ranks and no counts given.
     """
-    _check_call("all_to_all_4D", input, 4, scatter_idx, gather_idx, (2, 1))
+    checked = checked_group_of(group)
+    _check(checked, "all_to_all_4D", input, (scatter_idx, gather_idx))
     heads_first = scatter_idx == 2
     lengths = (head_counts, seq_lengths) if heads_first else (seq_lengths, head_counts)
-    return _all_to_all(input, scatter_idx, gather_idx, group, use_sync, lengths)
+    return _all_to_all(input, (scatter_idx, gather_idx), checked, use_sync, lengths)
 
 
 def all_to_all_5D(  # noqa: N802
@@ -96,44 +99,53 @@ def all_to_all_5D(  # noqa: N802
     Raises:
         ParallelConfigError: As `all_to_all_4D`, or the third dimension is not 3.
     """
-    _check_call("all_to_all_5D", input, 5, scatter_idx, gather_idx, (3, 1))
-    if input.shape[2] != 3:
-        msg = (
-            f"all_to_all_5D takes query, key and value packed in dimension 2, of size 3; got "
-            f"shape {tuple(input.shape)}"
-        )
-        raise ParallelConfigError(msg)
+    checked = checked_group_of(group)
+    _check(checked, "all_to_all_5D", input, (scatter_idx, gather_idx))
     heads_first = scatter_idx == 3
     lengths = (head_counts, seq_lengths) if heads_first else (seq_lengths, head_counts)
-    return _all_to_all(input, scatter_idx, gather_idx, group, use_sync, lengths)
+    return _all_to_all(input, (scatter_idx, gather_idx), checked, use_sync, lengths)
 
 
-def _check_call(
-    name: str, tensor: Tensor, ndim: int, scatter: int, gather: int, legal: tuple[int, int]
-) -> None:
+def _check(group: CheckedGroup | None, name: str, tensor: Tensor, dims: tuple[int, int]) -> None:
+    try:
+        _check_call(name, tensor, dims)
+    except ParallelConfigError as error:
+        if group is not None:
+            group.agree_to_refuse(name, error)
+        raise
+
+
+def _check_call(name: str, tensor: Tensor, dims: tuple[int, int]) -> None:
+    ndim = 4 if name == "all_to_all_4D" else 5
+    legal = (ndim - 2, 1)
     if tensor.ndim != ndim:
         msg = f"{name} takes a tensor of {ndim} dimensions; got shape {tuple(tensor.shape)}"
         raise ParallelConfigError(msg)
-    if (scatter, gather) not in (legal, legal[::-1]):
+    if dims not in (legal, legal[::-1]):
         msg = (
-            f"{name} with scatter_idx={scatter} and gather_idx={gather}; legal: {legal} to "
+            f"{name} with scatter_idx={dims[0]} and gather_idx={dims[1]}; legal: {legal} to "
             f"exchange sequence shards for head shards, {legal[::-1]} for the way back"
+        )
+        raise ParallelConfigError(msg)
+    if ndim == 5 and tensor.shape[2] != 3:
+        msg = (
+            f"all_to_all_5D takes query, key and value packed in dimension 2, of size 3; got "
+            f"shape {tuple(tensor.shape)}"
         )
         raise ParallelConfigError(msg)
 
 
 def _all_to_all(
     tensor: Tensor,
-    scatter_dim: int,
-    gather_dim: int,
-    group: Group,
+    dims: tuple[int, int],
+    checked: CheckedGroup | None,
     use_sync: bool,
     lengths: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> Tensor:
-    checked = checked_group_of(group)
     if checked is None:
+        checked_exchange(Alone("of one rank"), tensor, dims, *lengths)
         return tensor
-    out = collectives.all_to_all(checked, tensor, scatter_dim, gather_dim, *lengths)
+    out = collectives.all_to_all(checked, tensor, *dims, *lengths)
     if use_sync and out.device.type != "cpu":
         torch.accelerator.synchronize(out.device)
     return out
@@ -222,6 +234,7 @@ def halo_exchange(
     checked = checked_group_of(group)
     if checked is None:
         check_halo(before, after)
-        nothing = tensor.narrow(collectives.checked_dim(dim, tensor), 0, 0)
+        dim, _ = checked_pieces(Alone("of one rank"), tensor, dim, lengths)
+        nothing = tensor.narrow(dim, 0, 0)
         return nothing, nothing
     return exchange_halo(checked, tensor, dim, before, after, lengths)

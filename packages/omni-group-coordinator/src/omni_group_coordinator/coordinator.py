@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from omni_group_coordinator import collectives, messages
-from omni_group_coordinator.checked_group import CheckedGroup
+from omni_group_coordinator import checks, collectives, messages, wire
+from omni_group_coordinator.checked_group import CheckedGroup, check_peer
 from omni_group_coordinator.group_messages import GroupMessages, TensorDict
+from omni_group_coordinator.payload import resolved
 
 
 class GroupCoordinator(GroupMessages):
@@ -33,6 +34,7 @@ class GroupCoordinator(GroupMessages):
             op: How values are combined.
         """
         if self.checked is None:
+            collectives.check_reduce(input_)
             return input_
         return collectives.all_reduce(self.checked, input_, op)
 
@@ -62,6 +64,8 @@ class GroupCoordinator(GroupMessages):
         """
         checked = self._over(group)
         if checked is None:
+            if input_.ndim or not separate_tensors:
+                checks.checked_pieces(self._alone, input_, dim, lengths)
             return [input_] if separate_tensors else input_
         if separate_tensors:
             return collectives.all_gather_pieces(checked, input_, dim, lengths)
@@ -87,6 +91,8 @@ class GroupCoordinator(GroupMessages):
             The joined tensor on ``dst``, ``None`` elsewhere.
         """
         if self.checked is None:
+            check_peer(self._alone, dst, "dst")
+            checks.checked_pieces(self._alone, input_, dim, lengths)
             return input_
         return collectives.gather(self.checked, input_, dst, dim, lengths)
 
@@ -107,6 +113,7 @@ class GroupCoordinator(GroupMessages):
             op: SUM, MAX, MIN or PRODUCT.
         """
         if self.checked is None:
+            collectives.check_reduce_scatter(self._alone, input_, dim, lengths, op)
             return input_
         return collectives.reduce_scatter(self.checked, input_, dim, lengths, op)
 
@@ -129,6 +136,8 @@ class GroupCoordinator(GroupMessages):
             gather_lengths: Length of each rank's piece of ``gather_dim``; default: equal.
         """
         if self.checked is None:
+            dims = (scatter_dim, gather_dim)
+            checks.checked_exchange(self._alone, input_, dims, scatter_lengths, gather_lengths)
             return input_
         return collectives.all_to_all(
             self.checked, input_, scatter_dim, gather_dim, scatter_lengths, gather_lengths
@@ -137,6 +146,7 @@ class GroupCoordinator(GroupMessages):
     def broadcast(self, input_: Tensor, src: int = 0) -> Tensor:
         """Fill the tensor with that of group rank ``src``, in place; returns the tensor."""
         if self.checked is None:
+            check_peer(self._alone, src, "src")
             return input_
         return collectives.broadcast(self.checked, input_, src)
 
@@ -147,8 +157,9 @@ class GroupCoordinator(GroupMessages):
             TypeError: It is not plain data (see `wire.encode`).
         """
         if self.checked is None:
+            check_peer(self._alone, src, "src")
+            wire.encode(obj)
             return obj
-        self.checked.peer(src, "src")
         return messages.broadcast_object(self.checked, obj, src)
 
     def broadcast_object_list(
@@ -156,8 +167,10 @@ class GroupCoordinator(GroupMessages):
     ) -> list[Any]:
         """As `broadcast_object`, into the list; returns the list."""
         checked = self._over(group)
-        if checked is not None:
-            checked.peer(src, "src")
+        if checked is None:
+            check_peer(self._alone, src, "src")
+            wire.encode(obj_list)
+        else:
             obj_list[:] = messages.broadcast_object(checked, obj_list, src)
         return obj_list
 
@@ -180,15 +193,16 @@ class GroupCoordinator(GroupMessages):
             The dict; on ``src`` the one that was given.
         """
         checked = self._over(group)
-        if checked is None:
-            return tensor_dict
-        checked.peer(src, "src")
         packed, tensors = messages.pack(tensor_dict)
+        if checked is None:
+            check_peer(self._alone, src, "src")
+            wire.encode(packed)
+            return tensor_dict
         header = checked if metadata_group is None else CheckedGroup.of(metadata_group)
         packed = messages.broadcast_object(header, packed, src)
         if checked.rank == src:
             for tensor in tensors:
-                collectives.broadcast(checked, tensor.contiguous(), src)
+                collectives.broadcast(checked, resolved(tensor).contiguous(), src)
             return tensor_dict
         found = {}
         for index, spec in messages.specs_in(packed).items():
@@ -204,6 +218,10 @@ class GroupCoordinator(GroupMessages):
         """
         if self.checked is not None:
             self.checked.barrier()
+
+    @property
+    def _alone(self) -> checks.Alone:
+        return checks.Alone(self.name)
 
     def _over(self, group: ProcessGroup | None) -> CheckedGroup | None:
         return self.checked if group is None else CheckedGroup.of(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -45,3 +46,15 @@ class RankMismatchError(ParallelError):
 
     Raised on every rank of the group, by the debug mode and by the checks of tensor dicts.
     """
+
+
+# gloo opens with a path on the machine that built torch and closes with good wishes.
+_CHATTER = re.compile(
+    r"^\[[^\]\s]*/[^\]\s]*:\d+\]\s*|\s*Check the logs of the remote worker.*$|\s*GLHF!.*$"
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a backend's error without what helps nobody here."""
+    lines = str(error).strip().splitlines()
+    return (_CHATTER.sub("", lines[0]) if lines else "") or repr(error)

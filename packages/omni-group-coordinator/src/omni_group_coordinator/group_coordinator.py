@@ -1,4 +1,4 @@
-"""The coordinators, under the module name of the seed API."""
+"""The coordinators, in one module."""
 
 from omni_group_coordinator.coordinator import GroupCoordinator, checked_group_of
 from omni_group_coordinator.pipeline_group import PipelineGroupCoordinator

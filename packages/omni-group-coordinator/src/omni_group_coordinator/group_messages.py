@@ -9,11 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from omni_group_coordinator import messages
-from omni_group_coordinator.checked_group import CheckedGroup, PendingWork, wait_all
-from omni_group_coordinator.errors import ParallelConfigError, RankMismatchError
+from omni_group_coordinator import messages, wire
+from omni_group_coordinator.checked_group import CheckedGroup
+from omni_group_coordinator.errors import ParallelConfigError
 from omni_group_coordinator.membership import GroupMembership
 from omni_group_coordinator.messages import Channels, TensorSpec
+from omni_group_coordinator.payload import resolved
+from omni_group_coordinator.pending_work import PendingWork, wait_all
 from omni_group_coordinator.process_groups import ProcessGroups
 
 TensorDict = dict[str, Any]
@@ -40,22 +42,25 @@ class GroupMessages(GroupMembership):
     def send(self, tensor: Tensor, dst: int | None = None) -> None:
         """Send a tensor and return when it may change; any layout in memory.
 
-        Two ranks that both send first wait for each other: use `isend_tensor_dict` for messages
-        that cross.
+        Two ranks that both send first wait for each other. Messages that cross go out with
+        `isend_tensor_dict` on gloo; nccl queues the messages of a pair in both directions, so
+        they need a group for each direction there, or one batch for both (`RingComm`).
+
+        In debug mode the receiver first says what it waits for.
 
         Args:
             tensor: Its shape and dtype must be what the receiver asks for.
             dst: Group rank; default: the next.
 
         Raises:
-            ParallelConfigError: ``dst`` is no other group rank.
+            ParallelConfigError: ``dst`` is no other group rank, or the tensor is sparse.
+            RankMismatchError: In debug mode, when the peer waits for something else.
         """
         group, peer = self._peer(dst, self.group_next_rank, "dst")
-        works: list[PendingWork] = []
+        tensor = resolved(tensor)
         if group.debug:
-            works += messages.isend_object(group, _call(tensor.shape, tensor.dtype), peer)
-        works += messages.isend_tensors(group, [tensor], peer, "send")
-        wait_all(works)
+            messages.announce(group, _call(tensor.shape, tensor.dtype), peer)
+        wait_all(messages.isend_tensors(group, [tensor], peer, "send"))
 
     def recv(self, size: Sequence[int], dtype: torch.dtype, src: int | None = None) -> Tensor:
         """Wait for a tensor.
@@ -68,18 +73,12 @@ class GroupMessages(GroupMembership):
 
         Raises:
             ParallelConfigError: ``src`` is no other group rank.
-            RankMismatchError: In debug mode, when the peer sends something else.
+            RankMismatchError: In debug mode, when the peer sends something else; it raises too.
         """
         group, peer = self._peer(src, self.group_prev_rank, "src")
         tensor = torch.empty(torch.Size(size), dtype=dtype, device=self.device)
         if group.debug:
-            sent = messages.recv_object(group, peer)
-            if sent != _call(tensor.shape, dtype):
-                msg = (
-                    f"group {self.name!r}: group rank {self.rank_in_group} waits for a tensor of "
-                    f"{_call(tensor.shape, dtype)}, group rank {peer} sends one of {sent}"
-                )
-                raise RankMismatchError(msg)
+            messages.answer(group, _call(tensor.shape, dtype), peer)
         if tensor.numel():
             group.irecv(tensor, peer).wait()
         return tensor
@@ -115,10 +114,11 @@ class GroupMessages(GroupMembership):
         Raises:
             TypeError: It holds something that is neither tensor nor plain data.
         """
+        packed, tensors = messages.pack(tensor_dict)
         if self.world_size == 1:
+            wire.encode(packed)
             return []
         group, peer = self._peer(dst, self.group_next_rank, "dst")
-        packed, tensors = messages.pack(tensor_dict)
         works = messages.isend_object(group, packed, peer)
         return works + messages.isend_tensors(group, tensors, peer, "send tensor dict")
 
@@ -132,7 +132,7 @@ class GroupMessages(GroupMembership):
 
         Returns:
             The dict, whose tensors may be read once every work has been waited for; the works;
-            and calls to make after that (none here: the seed API has them).
+            and calls to make after that (always none: callers of vLLM's method expect a list).
         """
         if self.world_size == 1:
             return {}, [], []
@@ -149,10 +149,8 @@ class GroupMessages(GroupMembership):
         self, tensor_dict: TensorDict, dst: int | None = None
     ) -> TensorDict | None:
         """As `isend_tensor_dict`, and wait. Returns the dict itself for a group of one rank."""
-        if self.world_size == 1:
-            return tensor_dict
         wait_all(self.isend_tensor_dict(tensor_dict, dst))
-        return None
+        return tensor_dict if self.world_size == 1 else None
 
     def recv_tensor_dict(self, src: int | None = None) -> TensorDict | None:
         """As `irecv_tensor_dict`, and wait. Returns ``None`` for a group of one rank."""
@@ -208,7 +206,8 @@ class GroupMessages(GroupMembership):
 
         Raises:
             RankMismatchError: The first message is of another channel, or brings other tensors
-                than were registered.
+                than were registered. The sender has posted its tensors by then: destroy the
+                group.
         """
         if self.world_size == 1:
             return {}, []

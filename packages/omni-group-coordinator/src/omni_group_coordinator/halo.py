@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator.checked_group import CheckedGroup
-from omni_group_coordinator.collectives import checked_dim, checked_lengths
+from omni_group_coordinator.checks import agree_on_refusals, any_length, checked_pieces
+from omni_group_coordinator.collectives import sizes_text
 from omni_group_coordinator.errors import ParallelConfigError
+from omni_group_coordinator.payload import resolved
 
 
 class Span(NamedTuple):
@@ -56,6 +58,7 @@ def halo_plan(
     return before_spans, after_spans
 
 
+@agree_on_refusals
 def exchange_halo(
     group: CheckedGroup,
     tensor: Tensor,
@@ -81,8 +84,7 @@ def exchange_halo(
     Raises:
         ParallelConfigError: A negative halo, or lengths that do not fit the tensor.
     """
-    dim = checked_dim(dim, tensor)
-    lengths = checked_lengths(group, tensor, dim, lengths)
+    dim, lengths = checked_pieces(group, tensor, dim, lengths)
     check_halo(before, after)
     if torch.compiler.is_compiling():
         rows: tuple[Tensor, Tensor] = _halo(tensor, group.key, dim, before, after, lengths)
@@ -104,6 +106,9 @@ def check_halo(before: int, after: int) -> None:
 def _exchange(
     group: CheckedGroup, tensor: Tensor, dim: int, before: int, after: int, lengths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
+    more = ("dim", dim, "lengths", lengths)
+    group.agree("halo", any_length(tensor, dim), tensor.dtype, *more)
+    tensor = resolved(tensor)
     own = sum(lengths[: group.rank])
     sends: list[tuple[Tensor, int]] = []
     for peer in range(group.size):
@@ -120,7 +125,7 @@ def _exchange(
         for side, spans in zip(received, sides, strict=True)
         for rows, span in zip(side, spans, strict=True)
     ]
-    _agree(group, tensor.dtype, sends, receives)
+    _agree(group, sends, receives)
     for work in group.iexchange(sends, receives, "halo"):
         work.wait()
     first, last = (
@@ -136,7 +141,6 @@ def _both(lengths: Sequence[int], rank: int, before: int, after: int) -> list[Sp
 
 def _agree(
     group: CheckedGroup,
-    dtype: torch.dtype,
     sends: Sequence[tuple[Tensor, int]],
     receives: Sequence[tuple[Tensor, int]],
 ) -> None:
@@ -145,7 +149,7 @@ def _agree(
         out[peer] += rows.numel()
     for rows, peer in receives:
         into[peer] += rows.numel()
-    group.agree_on_sizes("halo", dtype, out, into)
+    group.agree_on_exchange("halo", sizes_text(out), sizes_text(into))
 
 
 def _empty_rows(tensor: Tensor, dim: int, rows: int) -> Tensor:

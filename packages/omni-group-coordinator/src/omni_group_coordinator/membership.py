@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from omni_group_coordinator.checked_group import CheckedGroup
 from omni_group_coordinator.errors import ParallelConfigError, ParallelError
 from omni_group_coordinator.process_groups import ProcessGroupPool, ProcessGroups, rank_lists
-from omni_group_coordinator.utils import get_local_device
+from omni_group_coordinator.utils import check_timeout, get_local_device
 
 
 class GroupOptions(TypedDict, total=False):
@@ -43,7 +43,8 @@ class GroupMembership:
         timeout: How long an operation may wait for its peers; default: 10 minutes. With a pool,
             the pool's holds.
         debug: Compare operation, shape and dtype over the ranks before each collective, and raise
-            on every rank where they differ. Default: the variable ``OMNI_PARALLEL_DEBUG``.
+            on every rank where they differ. Default: the variable ``OMNI_PARALLEL_DEBUG``. Off
+            inside regions that torch.compile has traced.
         device: Where received tensors land; default: the CPU for gloo, else the accelerator
             with the index ``local_rank``.
         pool: Makes and owns the process groups, so that dimensions over the same ranks share
@@ -87,12 +88,13 @@ class GroupMembership:
             )
             raise ParallelConfigError(msg)
         self._pool = None
-        if pool is None:
-            pool = self._pool = ProcessGroupPool(str(torch_distributed_backend), timeout=timeout)
         backend = str(torch_distributed_backend)
-        self._set(mine, rank, name, device or _device_for(backend, local_rank))
+        device = device or _device_for(backend, local_rank)
+        if pool is None:
+            pool = self._pool = ProcessGroupPool(backend, timeout=timeout, device=device)
+        self._set(mine, rank, name, device)
         self.local_rank = local_rank
-        self._attach(pool.groups_for(lists), pool.timeout, debug)
+        self._attach(pool.groups_for(lists, name=name), pool.timeout, debug)
 
     @classmethod
     def from_process_group(
@@ -115,7 +117,18 @@ class GroupMembership:
             timeout: What the group was made with, for messages.
             debug: As in the constructor.
             device: As in the constructor.
+
+        Raises:
+            ParallelConfigError: This rank is no member of the group, or an impossible timeout.
         """
+        if timeout is not None:
+            check_timeout(timeout)
+        if not isinstance(group, ProcessGroup):
+            msg = (
+                f"from_process_group got {group!r}, which is what torch.distributed.new_group "
+                "gives a rank that is not in the group; wrap a group on its own ranks only"
+            )
+            raise ParallelConfigError(msg)
         ranks = dist.get_process_group_ranks(group)
         self = cls.__new__(cls)
         self._pool = None
@@ -129,20 +142,41 @@ class GroupMembership:
 
     @classmethod
     def from_device_mesh(
-        cls, mesh: DeviceMesh, dim: str | int, *, name: str | None = None, debug: bool | None = None
+        cls,
+        mesh: DeviceMesh,
+        dim: str | int,
+        *,
+        cpu_group: ProcessGroup | None = None,
+        name: str | None = None,
+        timeout: timedelta | None = None,
+        debug: bool | None = None,
+        device: torch.device | None = None,
     ) -> Self:
         """Wrap this rank's group of one dimension of a mesh that the caller made.
 
         Args:
             mesh: The mesh; this rank belongs to it.
             dim: Name or index of the dimension.
+            cpu_group: As in `from_process_group`.
             name: Word for the group in messages; default: the dimension's.
+            timeout: As in `from_process_group`.
             debug: As in the constructor.
+            device: As in the constructor.
+
+        Raises:
+            ParallelConfigError: This rank is not in the mesh, or an impossible timeout.
         """
         if mesh.get_coordinate() is None:
             msg = f"rank {dist.get_rank()} is not in the mesh {mesh}; use it on its ranks only"
             raise ParallelConfigError(msg)
-        return cls.from_process_group(mesh.get_group(dim), name=name or f"mesh {dim}", debug=debug)
+        return cls.from_process_group(
+            mesh.get_group(dim),
+            cpu_group=cpu_group,
+            name=name or f"mesh {dim}",
+            timeout=timeout,
+            debug=debug,
+            device=device,
+        )
 
     def _set(self, ranks: Sequence[int], rank: int, name: str, device: torch.device) -> None:
         self.name = name

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator import wire
-from omni_group_coordinator.checked_group import CheckedGroup, PendingWork
+from omni_group_coordinator.checked_group import CheckedGroup
+from omni_group_coordinator.checks import agree_on_refusals
 from omni_group_coordinator.errors import ParallelError, RankMismatchError
+from omni_group_coordinator.payload import resolved
+from omni_group_coordinator.pending_work import PendingWork, wait_all
 
 _TENSOR = "$tensor"
 METADATA = "metadata"
+_ANSWER_TAG = 1  # answers travel beside the stream of messages, which may cross them
 
 
 @dataclass(frozen=True)
@@ -43,34 +47,64 @@ class TensorSpec:
         return f"{tuple(self.shape)} {str(self.dtype).removeprefix('torch.')} {self.device_type}"
 
 
-def isend_object(group: CheckedGroup, value: object, dst: int) -> list[PendingWork]:
+def isend_object(group: CheckedGroup, value: object, dst: int, tag: int = 0) -> list[PendingWork]:
     """Post plain data; the first message is the frame, the second what does not fit."""
-    return _isend_bytes(group, wire.encode(value), dst)
+    parts = wire.frame(wire.encode(value))
+    return [group.isend(part, dst, METADATA, tag) for part in parts if part is not None]
 
 
-def _isend_bytes(group: CheckedGroup, data: bytes, dst: int) -> list[PendingWork]:
-    return [group.isend(part, dst, METADATA) for part in wire.frame(data) if part is not None]
-
-
-def recv_object(group: CheckedGroup, src: int) -> Any:
+def recv_object(group: CheckedGroup, src: int, tag: int = 0) -> Any:
     """Wait for plain data."""
     first = torch.empty(wire.FRAME_BYTES, dtype=torch.uint8)
-    group.irecv(first, src, METADATA).wait()
+    group.irecv(first, src, METADATA, tag).wait()
     data, rest = wire.unframe(first, group=group.name)
     if rest:
         second = torch.empty(rest, dtype=torch.uint8)
-        group.irecv(second, src, METADATA).wait()
+        group.irecv(second, src, METADATA, tag).wait()
         data += bytes(second.tolist())
     return wire.decode(data)
 
 
+def announce(group: CheckedGroup, sent: str, dst: int) -> None:
+    """In debug mode, before a tensor is sent: hear what the receiver waits for.
+
+    Raises:
+        RankMismatchError: It is something else; the receiver raises too.
+    """
+    wait_all(isend_object(group, sent, dst))
+    _compare(group, sent, recv_object(group, dst, _ANSWER_TAG), (group.rank, dst))
+
+
+def answer(group: CheckedGroup, awaited: str, src: int) -> None:
+    """The receiver's part of `announce`.
+
+    Raises:
+        RankMismatchError: The sender has something else; it raises too.
+    """
+    sent = recv_object(group, src)
+    wait_all(isend_object(group, awaited, src, _ANSWER_TAG))
+    _compare(group, sent, awaited, (src, group.rank))
+
+
+def _compare(group: CheckedGroup, sent: object, awaited: object, pair: tuple[int, int]) -> None:
+    if sent != awaited:
+        msg = (
+            f"group {group.name!r}: group rank {pair[1]} waits for a tensor of {awaited}, group "
+            f"rank {pair[0]} sends one of {sent}"
+        )
+        raise RankMismatchError(msg)
+
+
+@agree_on_refusals
 def broadcast_object(group: CheckedGroup, value: object, src: int) -> Any:
     """Give every rank the plain data of group rank ``src``.
 
     Raises:
         TypeError: On ``src``: it is not plain data.
         ParallelError: On the other ranks then, which do not wait for what will not come.
+        ParallelConfigError: ``src`` is no group rank.
     """
+    group.peer(src, "src")
     refusal: TypeError | None = None
     try:
         data = b'{"value":%b}' % wire.encode(value if group.rank == src else None)
@@ -103,7 +137,10 @@ def pack(value: object) -> tuple[object, list[Tensor]]:
         tensors. The references hold shape, dtype and device type.
     """
     tensors: list[Tensor] = []
-    return _pack(value, tensors), tensors
+    try:
+        return _pack(value, tensors), tensors
+    except RecursionError:
+        raise TypeError(wire.ENDLESS) from None
 
 
 def _pack(value: object, tensors: list[Tensor]) -> object:
@@ -112,7 +149,7 @@ def _pack(value: object, tensors: list[Tensor]) -> object:
         spec = TensorSpec.of(value)
         return {_TENSOR: (len(tensors) - 1, spec.shape, spec.dtype, spec.device_type)}
     if type(value) is dict:
-        return {"$keys": {key: _pack(item, tensors) for key, item in value.items()}}
+        return {wire.PACKED_DICT: {key: _pack(item, tensors) for key, item in value.items()}}
     if type(value) in (list, tuple):
         items: Iterable[object] = value  # type: ignore[assignment]
         return type(value)(_pack(item, tensors) for item in items)  # type: ignore[call-arg]
@@ -126,7 +163,7 @@ def specs_in(packed: Any) -> dict[int, TensorSpec]:
         if _TENSOR in packed:
             index, shape, dtype, device_type = packed[_TENSOR]
             return {index: TensorSpec(shape, dtype, device_type)}
-        packed = list(packed["$keys"].values())
+        packed = list(packed[wire.PACKED_DICT].values())
     if isinstance(packed, (list, tuple)) and not isinstance(packed, torch.Size):
         for item in packed:
             found |= specs_in(item)
@@ -138,7 +175,7 @@ def unpack(packed: Any, tensors: Mapping[int, Tensor]) -> Any:
     if isinstance(packed, dict):
         if _TENSOR in packed:
             return tensors[packed[_TENSOR][0]]
-        return {key: unpack(item, tensors) for key, item in packed["$keys"].items()}
+        return {key: unpack(item, tensors) for key, item in packed[wire.PACKED_DICT].items()}
     if isinstance(packed, (list, tuple)) and not isinstance(packed, torch.Size):
         return type(packed)(unpack(item, tensors) for item in packed)
     return packed
@@ -149,7 +186,9 @@ def isend_tensors(
 ) -> list[PendingWork]:
     """Post the tensors in order; empty ones do not travel."""
     return [
-        group.isend(tensor.contiguous(), dst, operation) for tensor in tensors if tensor.numel()
+        group.isend(resolved(tensor).contiguous(), dst, operation)
+        for tensor in tensors
+        if tensor.numel()
     ]
 
 
@@ -170,7 +209,9 @@ class Channels:
     """Named streams of tensors of fixed shape: after the first use no metadata travels.
 
     The first message of a channel carries its specs; from then on both sides know them. A sender
-    whose tensors change raises before it posts anything.
+    whose tensors change raises before it posts anything. A receiver whose first message differs
+    from what it registered raises too, but the sender has posted its tensors then: the group must
+    not be used any further.
     """
 
     def __init__(self) -> None:

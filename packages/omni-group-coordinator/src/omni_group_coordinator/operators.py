@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator.checked_group import CheckedGroup
+from omni_group_coordinator.payload import resolved
 
 
 def broadcast(group: CheckedGroup, tensor: Tensor, src: int) -> None:
@@ -44,7 +45,7 @@ def post_shift(group: CheckedGroup, tensor: Tensor, shape: Sequence[int]) -> Ten
     """As `shift`, outside a trace."""
     out = tensor.new_empty(shape)
     following, previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
-    sends, receives = [(tensor.contiguous(), following)], [(out, previous)]
+    sends, receives = [(resolved(tensor).contiguous(), following)], [(out, previous)]
     for work in group.iexchange(sends, receives, "ring"):
         work.wait()
     return out

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed import Backend
 
-from omni_group_coordinator.checked_group import CheckedGroup, PendingWork, wait_all
+from omni_group_coordinator.checked_group import CheckedGroup
 from omni_group_coordinator.coordinator import GroupCoordinator
 from omni_group_coordinator.errors import ParallelConfigError, ParallelError
 from omni_group_coordinator.membership import GroupOptions
 from omni_group_coordinator.messages import TensorSpec
-from omni_group_coordinator.process_groups import ProcessGroupPool, ProcessGroups
+from omni_group_coordinator.pending_work import PendingWork, wait_all
+from omni_group_coordinator.process_groups import ProcessGroups
 
 _SKIP = "skip"
 
@@ -29,7 +30,8 @@ class PipelineGroupCoordinator(GroupCoordinator):
     first message of another shape or dtype is an error. Every receive makes a new tensor, so
     what was received stays valid.
 
-    Two stages send to each other over two groups, one for each direction: on backends that
+    Stages send to each other over two groups: one for messages to a later stage, one for those
+    to an earlier one (the way back to the first stage, and skip connections). On backends that
     queue the messages of a pair (nccl), two sends that cross would wait for each other.
 
     Arguments are those of `GroupMembership`.
@@ -44,16 +46,15 @@ class PipelineGroupCoordinator(GroupCoordinator):
     ) -> None:
         backend = str(torch_distributed_backend)
         pool = options.get("pool")
-        own = ProcessGroupPool(backend, timeout=options.get("timeout")) if pool is None else None
-        pool = options["pool"] = own or pool
         options.setdefault("name", "pp")
         super().__init__(group_ranks, local_rank, backend, **options)
-        self._pool = own
-        if pool is not None and any(len(ranks) == 2 for ranks in group_ranks):
-            self._back = self._backward(pool.groups_for(group_ranks, variant="backward"))
+        pool = self._pool if pool is None else pool
+        if pool is not None:
+            name = f"{self.name} backward"
+            self._back = self._backward(pool.groups_for(group_ranks, variant="backward", name=name))
 
     def _backward(self, groups: ProcessGroups | None) -> CheckedGroup | None:
-        if self.checked is None or groups is None or self.world_size != 2:
+        if self.checked is None or groups is None:
             return None
         return CheckedGroup(
             groups,

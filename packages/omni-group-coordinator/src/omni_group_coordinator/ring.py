@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from omni_group_coordinator import operators
-from omni_group_coordinator.checked_group import CheckedGroup, PendingWork
+from omni_group_coordinator.checked_group import CheckedGroup
 from omni_group_coordinator.coordinator import GroupCoordinator, checked_group_of
 from omni_group_coordinator.errors import ParallelConfigError, ParallelError
+from omni_group_coordinator.payload import is_plain, resolved
+from omni_group_coordinator.pending_work import PendingWork
 
 
 def ring_shift(
@@ -86,13 +88,16 @@ class RingComm:
                 f"send_recv of a {to_send.dtype} tensor into a {recv_tensor.dtype} one; every rank "
                 "passes on what it sends, so both must have one dtype"
             )
-            raise ParallelConfigError(msg)
+            error = ParallelConfigError(msg)
+            if self._group is not None:
+                self._group.agree_to_refuse("ring", error)
+            raise error
         target = torch.empty_like(to_send) if recv_tensor is None else recv_tensor
         landing = target
-        if not target.is_contiguous():
+        if not is_plain(target):
             landing = target.new_empty(target.shape)
             self._copies.append((target, landing))
-        self._queue.append((to_send.contiguous(), landing))
+        self._queue.append((resolved(to_send).contiguous(), landing))
         return target
 
     def commit(self) -> None:
@@ -136,9 +141,15 @@ class RingComm:
 
 
 def _agree(group: CheckedGroup, pairs: Sequence[tuple[Tensor, tuple[int, ...]]]) -> None:
-    if not group.debug or not pairs:
+    if not group.debug or torch.compiler.is_compiling():
         return
-    sends, receives = [0] * group.size, [0] * group.size
-    sends[(group.rank + 1) % group.size] = sum(tensor.numel() for tensor, _ in pairs)
-    receives[(group.rank - 1) % group.size] = sum(torch.Size(shape).numel() for _, shape in pairs)
-    group.agree_on_sizes(f"ring of {len(pairs)} tensors", pairs[0][0].dtype, sends, receives)
+    group.agree_on_text("ring", f"ring of {len(pairs)} tensors")
+    # One text for all tensors: which of them differ is then seen side by side.
+    sent = ", ".join(_described(tensor.shape, tensor.dtype) for tensor, _ in pairs)
+    expected = ", ".join(_described(shape, tensor.dtype) for tensor, shape in pairs)
+    following, previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    group.agree_on_exchange("ring", {following: sent}, {previous: expected})
+
+
+def _described(shape: Sequence[int], dtype: torch.dtype) -> str:
+    return f"({', '.join(map(str, shape))}) {str(dtype).removeprefix('torch.')}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 
 from omni_group_coordinator.errors import ParallelConfigError
+
+DEFAULT_TIMEOUT = timedelta(minutes=10)
+"""How long a collective may wait for its peers before it fails."""
 
 # torch's own table of default backends is private; these are the pairs that its documentation
 # names, plus hccl, which the NPU extension registers.
@@ -37,7 +41,10 @@ def get_local_device(local_rank: int | None = None) -> torch.device:
 
     Args:
         local_rank: Rank on this host; default: the variable ``LOCAL_RANK``, else the
-            accelerator's current device.
+            accelerator's current device. Where each process sees one device only, that one.
+
+    Raises:
+        ParallelConfigError: The host has several devices, but fewer than the local rank needs.
     """
     if not torch.accelerator.is_available():
         return torch.device("cpu")
@@ -47,7 +54,32 @@ def get_local_device(local_rank: int | None = None) -> torch.device:
     if local_rank is None:
         text = os.environ.get("LOCAL_RANK")
         local_rank = int(text) if text else torch.accelerator.current_device_index()
-    return torch.device(accelerator.type, local_rank)
+    count = torch.accelerator.device_count()
+    if local_rank >= count > 1:
+        msg = (
+            f"local rank {local_rank} has no {accelerator.type} device: this process sees {count}; "
+            f"start at most {count} processes on this host, make one device visible to each, or "
+            "pass device="
+        )
+        raise ParallelConfigError(msg)
+    return torch.device(accelerator.type, 0 if count == 1 else local_rank)
+
+
+def check_timeout(timeout: object) -> timedelta:
+    """The timeout itself; 10 minutes for ``None``.
+
+    Raises:
+        ParallelConfigError: It is no `timedelta`, or not positive.
+    """
+    if timeout is None:
+        return DEFAULT_TIMEOUT
+    if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
+        msg = (
+            f"timeout={timeout!r} is no positive datetime.timedelta; legal, for example: "
+            "timedelta(minutes=10)"
+        )
+        raise ParallelConfigError(msg)
+    return timeout
 
 
 def split_sizes(total: int, parts: int) -> list[int]:

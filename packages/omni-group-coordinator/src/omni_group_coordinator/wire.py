@@ -23,6 +23,11 @@ _MAGIC = b"omn1"
 FRAME_ROOM = FRAME_BYTES - _HEAD.size
 """Bytes of data that the first message itself can hold."""
 
+ENDLESS = "the value contains itself, or nests too deeply, and does not travel between ranks"
+
+PACKED_DICT = "$keys"
+"""Key of a dict inside the packed form of a tensor dict."""
+
 _TAGS = ("$tuple", "$size", "$dtype", "$device", "$dict")
 
 
@@ -35,7 +40,10 @@ def encode(value: object) -> bytes:
     Raises:
         TypeError: The value holds anything else; the message says where.
     """
-    return json.dumps(_to_json(value, "value"), separators=(",", ":")).encode()
+    try:
+        return json.dumps(_to_json(value, "value"), separators=(",", ":")).encode()
+    except RecursionError:
+        raise TypeError(ENDLESS) from None
 
 
 def decode(data: bytes) -> Any:
@@ -67,7 +75,11 @@ def _to_json(value: object, where: str) -> Any:
 
 def _dict_to_json(value: dict[Any, Any], where: str) -> dict[str, Any]:
     if all(type(key) is str and key not in _TAGS for key in value):
-        return {key: _to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+        # The packed form of a tensor dict puts each dict under this key, which no user has typed.
+        return {
+            key: _to_json(item, where if key == PACKED_DICT else f"{where}[{key!r}]")
+            for key, item in value.items()
+        }
     pairs = [
         [_to_json(key, f"key {key!r} of {where}"), _to_json(item, f"{where}[{key!r}]")]
         for key, item in value.items()

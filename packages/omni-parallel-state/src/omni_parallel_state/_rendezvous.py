@@ -16,6 +16,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from omni_group_coordinator import ParallelConfigError
+from omni_group_coordinator.process_groups import check_backend
 from omni_parallel_state._legal_values import check_degree
 
 _METHODS = ("env", "tcp", "file")
@@ -67,6 +68,18 @@ class _OpenStore:
 _open = _OpenStore()
 
 
+def check_method(method: str) -> None:
+    """Refuse a rendezvous of an unknown kind.
+
+    Raises:
+        ParallelConfigError: Names the known ones.
+    """
+    if urlsplit(method).scheme not in _METHODS:
+        legal = ", ".join(f"{name}://" for name in _METHODS)
+        msg = f"distributed_init_method={method!r} is no known method; legal: {legal}"
+        raise ParallelConfigError(msg)
+
+
 def resolve_place(asked: Place, method: str) -> Place:
     """Fill what was not asked for from the environment variables.
 
@@ -77,11 +90,8 @@ def resolve_place(asked: Place, method: str) -> Place:
     Raises:
         ParallelConfigError: An unknown method, or a rank or world size that nobody gave.
     """
+    check_method(method)
     scheme = urlsplit(method).scheme
-    if scheme not in _METHODS:
-        legal = ", ".join(f"{name}://" for name in _METHODS)
-        msg = f"distributed_init_method={method!r} is no known method; legal: {legal}"
-        raise ParallelConfigError(msg)
     world_size, rank, local_rank = asked.world_size, asked.rank, asked.local_rank
     if scheme == "env":
         world_size = _variable("WORLD_SIZE") if world_size == -1 else world_size
@@ -105,9 +115,13 @@ def resolve_place(asked: Place, method: str) -> Place:
 def init_default_group(place: Place, method: str, backend: str, timeout: timedelta) -> None:
     """Make torch's default process group.
 
+    No device is bound to it: torch then has every rank take part in making every later group, of
+    gloo and of one rank too, which these do not expect. `ProcessGroupPool` binds each group.
+
     Raises:
-        ParallelConfigError: ``env://`` without an address of the store.
+        ParallelConfigError: ``env://`` without an address of the store, or an unknown backend.
     """
+    check_backend(backend)
     store = _next_generation(place, timeout) if urlsplit(method).scheme == "env" else None
     if store is not None:
         store.set_timeout(timeout)

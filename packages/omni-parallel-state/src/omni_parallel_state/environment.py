@@ -10,17 +10,25 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from omni_group_coordinator import (
-    DEFAULT_TIMEOUT,
     GroupCoordinator,
     ParallelConfigError,
     ParallelError,
 )
-from omni_group_coordinator.utils import backend_for_device, get_local_device
-from omni_parallel_state._rendezvous import Place, init_default_group, resolve_place
+from omni_group_coordinator.process_groups import CPU_BACKEND, serves_cpu
+from omni_group_coordinator.utils import backend_for_device, check_timeout, get_local_device
+from omni_parallel_state._rendezvous import (
+    Place,
+    check_method,
+    init_default_group,
+    resolve_place,
+)
 from omni_parallel_state.current import default_state, find_parallel_state, set_default_state
-from omni_parallel_state.state import default_backend, default_device, local_rank_of
-
-_SHARED_BY_DEVICE_AND_CPU = frozenset({"gloo", "fake"})
+from omni_parallel_state.state import (
+    backend_alone,
+    default_backend,
+    default_device,
+    local_rank_of,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Environment:
     backend: str
     device: torch.device
     timeout: timedelta
+    local_rank: int
     default_group: ProcessGroup | None
     """torch's default group when this was made; None for a world of one rank without a group."""
     owns_default_group: bool = False
@@ -96,7 +105,8 @@ def init_distributed_environment(
         world_size: Number of ranks; -1: ``WORLD_SIZE``.
         rank: Rank of this process; -1: ``RANK``.
         distributed_init_method: ``env://``, ``tcp://host:port`` or ``file:///path``.
-        local_rank: Rank on this host; -1: ``LOCAL_RANK``, else 0.
+        local_rank: Rank on this host; -1: ``LOCAL_RANK``, else the rank modulo the number of
+            devices. Where this process sees one device only, it is that one.
         backend: torch backend; default: the one for the device (nccl, gloo, xccl, hccl, …).
         timeout: How long rendezvous and collectives may wait; default: 10 minutes.
         device: Device of this rank; default: the accelerator of the local rank, else the CPU.
@@ -105,19 +115,21 @@ def init_distributed_environment(
         The coordinator of all ranks.
 
     Raises:
-        ParallelConfigError: Arguments that cannot work, or that contradict an earlier call.
+        ParallelConfigError: Arguments that cannot work, or that contradict an earlier call
+            (world_size, rank, local_rank, backend, timeout or device).
     """
     asked = Place(world_size, rank, local_rank)
     asked.check()
+    check_method(distributed_init_method)
+    wait = check_timeout(timeout)
     environment = find_environment()
     if environment is None:
-        wait = timeout or DEFAULT_TIMEOUT
         if dist.is_initialized():
-            environment = _adopt(backend, wait, device)
+            environment = _adopt(asked.local_rank, backend, wait, device)
         else:
             place = resolve_place(asked, distributed_init_method)
             environment = _make(place, distributed_init_method, backend, wait, device)
-    _check_agrees(environment, asked, backend)
+    _check_agrees(environment, asked, {"backend": backend, "timeout": timeout, "device": device})
     _process.current = environment
     return environment.world
 
@@ -141,13 +153,16 @@ def destroy_distributed_environment() -> None:
 
 
 def _adopt(
-    backend: str | None, timeout: timedelta, device: torch.device | str | None
+    local_rank: int, backend: str | None, timeout: timedelta, device: torch.device | str | None
 ) -> Environment:
     """Take the default group that the caller made."""
     backend = backend or default_backend(device)
     where = default_device(backend) if device is None else torch.device(device)
-    world = _world_of_default_group(backend, where, timeout)
-    return Environment(world, backend, where, timeout, dist.group.WORLD)
+    if device is None and where.type != "cpu" and local_rank != -1:
+        where = get_local_device(local_rank)
+    local_rank = local_rank_of(where) if local_rank == -1 else local_rank
+    world = _world_of_default_group(backend, where, timeout, local_rank)
+    return Environment(world, backend, where, timeout, local_rank, dist.group.WORLD)
 
 
 def _make(
@@ -157,51 +172,78 @@ def _make(
     timeout: timedelta,
     device: torch.device | str | None,
 ) -> Environment:
-    where = get_local_device(place.local_rank) if device is None else torch.device(device)
-    backend = backend or backend_for_device(where.type)
-    if device is None and backend == "gloo":
-        where = torch.device("cpu")
+    where, backend = _device_and_backend(place, backend, device)
     if where.type != "cpu" and where.index is not None:
         torch.accelerator.set_device_index(where.index)
+    local = place.local_rank
     if not place.needs_group:
-        world = GroupCoordinator([[0]], place.local_rank, backend, name="world", device=where)
-        return Environment(world, backend, where, timeout, None)
+        world = GroupCoordinator([[0]], local, backend, name="world", device=where)
+        return Environment(world, backend, where, timeout, local, None)
     init_default_group(place, method, backend, timeout)
+    default = dist.group.WORLD
     try:
-        world = _world_of_default_group(backend, where, timeout)
+        world = _world_of_default_group(backend, where, timeout, local)
         world.barrier()  # a rank that destroyed it at once would cut off one that still connects
     except BaseException:
         dist.destroy_process_group()
         raise
-    return Environment(world, backend, where, timeout, dist.group.WORLD, owns_default_group=True)
+    return Environment(world, backend, where, timeout, local, default, owns_default_group=True)
+
+
+def _device_and_backend(
+    place: Place, backend: str | None, device: torch.device | str | None
+) -> tuple[torch.device, str]:
+    """What was asked for, and what fits it; gloo without a device means the CPU."""
+    if device is None and backend == CPU_BACKEND:
+        return torch.device("cpu"), backend
+    where = get_local_device(place.local_rank) if device is None else torch.device(device)
+    if backend is None:
+        backend = backend_for_device(where.type) if place.needs_group else backend_alone(where)
+        if device is None and backend == CPU_BACKEND:
+            where = torch.device("cpu")
+    return where, backend
 
 
 def _world_of_default_group(
-    backend: str, device: torch.device, timeout: timedelta
+    backend: str, device: torch.device, timeout: timedelta, local_rank: int
 ) -> GroupCoordinator:
     group = dist.group.WORLD
-    if group is not None and backend in _SHARED_BY_DEVICE_AND_CPU:
+    # What it was made with may be another backend than the one that is asked for now.
+    made_with = str(dist.get_backend())
+    if group is not None and serves_cpu(backend) and made_with in _names_of(backend):
         return GroupCoordinator.from_process_group(
             group, name="world", timeout=timeout, device=device
         )
     ranks = list(range(dist.get_world_size()))
-    return init_world_group(ranks, local_rank_of(device), backend)
+    return GroupCoordinator(
+        [ranks], local_rank, backend, name="world", timeout=timeout, device=device
+    )
 
 
-def _check_agrees(environment: Environment, asked: Place, backend: str | None) -> None:
+def _names_of(backend: str) -> set[str]:
+    """What torch may call a group of this backend: ``"cpu:gloo"`` is also ``"gloo"``."""
+    parts = {part.rpartition(":")[2] for part in backend.split(",")}
+    return {backend, "undefined"} | (parts if len(parts) == 1 else set())
+
+
+def _check_agrees(environment: Environment, asked: Place, more: dict[str, object]) -> None:
     """Refuse arguments that contradict the world there is; -1 and None agree with anything.
 
     Raises:
         ParallelConfigError: Says both values and how to start again.
     """
     world = environment.world
-    pairs = {
+    device = more["device"]
+    pairs: dict[str, tuple[object, object]] = {
         "world_size": (asked.world_size, world.world_size),
         "rank": (asked.rank, world.rank),
-        "backend": (backend or environment.backend, environment.backend),
+        "local_rank": (asked.local_rank, environment.local_rank),
+        "backend": (more["backend"], environment.backend),
+        "timeout": (more["timeout"], environment.timeout),
+        "device": (None if device is None else str(device), str(environment.device)),
     }
     for name, (wanted, present) in pairs.items():
-        if wanted not in (-1, present):
+        if wanted not in (-1, None, present):
             msg = (
                 f"{name}={wanted!r} was asked for, but this process already has {name}="
                 f"{present!r}; call destroy_distributed_environment() first, or leave {name} out"

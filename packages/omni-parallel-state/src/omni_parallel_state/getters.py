@@ -164,6 +164,11 @@ def get_dit_world_size() -> int:
     return get_dit_group().world_size
 
 
+def get_dit_rank() -> int:
+    """This rank's index among those that run the transformer."""
+    return get_dit_group().rank_in_group
+
+
 def init_dit_group(dit_parallel_size: int, backend: str | None = None) -> None:
     """Let only the first ranks of the world run the transformer. Call it on every rank.
 
@@ -176,3 +181,13 @@ def init_dit_group(dit_parallel_size: int, backend: str | None = None) -> None:
 def get_vae_group() -> GroupCoordinator:
     """Ranks that share an image in the VAE with this rank."""
     return get_parallel_state().vae
+
+
+def get_vae_world_size() -> int:
+    """Ranks that share an image in the VAE."""
+    return get_vae_group().world_size
+
+
+def get_vae_rank() -> int:
+    """This rank's index among those that share an image in the VAE."""
+    return get_vae_group().rank_in_group

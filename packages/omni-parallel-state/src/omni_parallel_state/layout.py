@@ -104,6 +104,9 @@ class ParallelLayout:
                 do. Also what the constructor raises.
         """
         given = dict(degrees)
+        if "sp" in given:
+            msg = f"sp={given['sp']} is ring * ulysses; pass ring= and ulysses= instead"
+            raise ParallelConfigError(msg)
         check_degree("world_size", world_size)
         asked = {dim.value: check_degree(dim, given.get(dim, 1)) for dim in GRID_DIMS[1:]}
         rest = prod(asked.values())
@@ -183,13 +186,28 @@ class ParallelLayout:
         found["sp"] = found["ring"] * self.ulysses + found["ulysses"]
         return {dim.value: found[dim] for dim in Dim}
 
-    def rank_at(self, *, dp: int = 0, cfg: int = 0, pp: int = 0, sp: int = 0, tp: int = 0) -> int:
+    def rank_at(
+        self,
+        *,
+        dp: int = 0,
+        cfg: int = 0,
+        pp: int = 0,
+        sp: int = 0,
+        ring: int = 0,
+        ulysses: int = 0,
+        tp: int = 0,
+    ) -> int:
         """The rank with these coordinates, the inverse of `coordinates`.
 
         Raises:
-            ParallelConfigError: A coordinate outside its dimension.
+            ParallelConfigError: A coordinate outside its dimension, or sp beside its two parts.
         """
         index = {"dp": dp, "cfg": cfg, "pp": pp, "sp": sp, "tp": tp}
+        if ring or ulysses:
+            if sp:
+                msg = f"sp={sp} is ring * ulysses; legal: either sp, or ring and ulysses"
+                raise ParallelConfigError(msg)
+            index |= {"ring": ring, "ulysses": ulysses}
         for name, value in index.items():
             if not 0 <= value < self.degree(name):
                 last = self.degree(name) - 1

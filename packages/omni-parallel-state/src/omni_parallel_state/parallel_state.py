@@ -5,6 +5,7 @@ The getters are in `getters`, torch's default group in `environment`; both are r
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,8 @@ from omni_group_coordinator import (
     PipelineGroupCoordinator,
     SequenceParallelGroupCoordinator,
 )
+from omni_group_coordinator.utils import check_timeout
+from omni_parallel_state._agreement import agree_over_world
 from omni_parallel_state._legal_values import check_degree, divisors, nearest
 from omni_parallel_state.current import default_state, get_parallel_state, set_default_state
 from omni_parallel_state.environment import (
@@ -34,6 +37,7 @@ from omni_parallel_state.getters import (
     get_data_parallel_rank,
     get_data_parallel_world_size,
     get_dit_group,
+    get_dit_rank,
     get_dit_world_size,
     get_dp_group,
     get_fs_group,
@@ -56,6 +60,8 @@ from omni_parallel_state.getters import (
     get_ulysses_parallel_rank,
     get_ulysses_parallel_world_size,
     get_vae_group,
+    get_vae_rank,
+    get_vae_world_size,
     init_dit_group,
     is_dp_last_group,
     is_pipeline_first_stage,
@@ -68,7 +74,7 @@ from omni_parallel_state.rank_generator import (
     generate_masked_orthogonal_rank_groups,
 )
 from omni_parallel_state.sequence_groups import set_seq_parallel_pg
-from omni_parallel_state.state import ParallelState
+from omni_parallel_state.state import ParallelState, default_backend, default_device
 
 __all__ = [
     "ParallelLayout",
@@ -84,6 +90,7 @@ __all__ = [
     "get_data_parallel_rank",
     "get_data_parallel_world_size",
     "get_dit_group",
+    "get_dit_rank",
     "get_dit_world_size",
     "get_dp_group",
     "get_fs_group",
@@ -107,6 +114,8 @@ __all__ = [
     "get_ulysses_parallel_rank",
     "get_ulysses_parallel_world_size",
     "get_vae_group",
+    "get_vae_rank",
+    "get_vae_world_size",
     "get_world_group",
     "init_distributed_environment",
     "init_dit_group",
@@ -130,6 +139,20 @@ _COORDINATORS: dict[str, type[GroupCoordinator]] = {
     "vae": GroupCoordinator,
     "dit": GroupCoordinator,
 }
+
+
+_ARGUMENTS = {
+    "dp": "data_parallel_size",
+    "cfg": "cfg_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "ring": "ring_degree",
+    "ulysses": "ulysses_degree",
+    "tp": "tensor_parallel_size",
+    "fs": "fully_shard_degree",
+    "replicate": "hsdp_replicate_size",
+    "vae": "vae_parallel_size",
+}
+"""What `initialize_model_parallel` calls the dimensions."""
 
 
 def initialize_model_parallel(  # noqa: PLR0913, PLR0917  a signature that diffusion code calls
@@ -180,7 +203,6 @@ def initialize_model_parallel(  # noqa: PLR0913, PLR0917  a signature that diffu
             "first, or make a second one with ParallelState(layout) and `with state.use():`"
         )
         raise ParallelError(msg)
-    _check_sequence_size(sequence_parallel_size, ulysses_degree, ring_degree)
     degrees = Degrees(
         cfg=cfg_parallel_size,
         pp=pipeline_parallel_size,
@@ -192,16 +214,18 @@ def initialize_model_parallel(  # noqa: PLR0913, PLR0917  a signature that diffu
         vae=vae_parallel_size,
         order=order,
     )
-    dp = data_parallel_size
-    if dist.is_initialized():
-        layout = ParallelLayout.for_world(dist.get_world_size(), dp=dp, **degrees)
-    else:
-        layout = ParallelLayout(dp=1 if dp is None else dp, **degrees)
     environment = find_environment()
     if environment is not None:
         device = environment.device if device is None else device
         backend = backend or environment.backend
         timeout = timeout or environment.timeout
+    try:
+        layout = _layout(data_parallel_size, sequence_parallel_size, degrees)
+    except ParallelConfigError as error:
+        where = default_device(default_backend(device)) if device is None else torch.device(device)
+        # The other ranks may have other arguments, and would wait for this one.
+        agree_over_world(f"refused: {error}", where, check_timeout(timeout))
+        raise
     state = ParallelState(layout, device, timeout, backend=backend, debug=debug)
     set_default_state(state)
     return state
@@ -221,8 +245,7 @@ def destroy_model_parallel() -> None:
 
 
 def destroy_distributed_env() -> None:
-    """Destroy the state of `initialize_model_parallel` and torch's default group."""
-    destroy_model_parallel()
+    """The same as `destroy_distributed_environment`, under the name that older code calls."""
     destroy_distributed_environment()
 
 
@@ -252,6 +275,23 @@ def init_model_parallel_group(
         raise ParallelConfigError(msg)
     kwargs.setdefault("name", parallel_mode)
     return _COORDINATORS[parallel_mode](group_ranks, local_rank, backend, **kwargs)
+
+
+def _layout(dp: int | None, sequence: int | None, degrees: Degrees) -> ParallelLayout:
+    """The layout of the whole world; errors name the arguments of `initialize_model_parallel`."""
+    try:
+        _check_sequence_size(sequence, degrees["ulysses"], degrees["ring"])
+        if dist.is_initialized():
+            return ParallelLayout.for_world(dist.get_world_size(), dp=dp, **degrees)
+        return ParallelLayout(dp=1 if dp is None else dp, **degrees)
+    except ParallelConfigError as error:
+        raise ParallelConfigError(_in_words_of_the_caller(str(error))) from None
+
+
+def _in_words_of_the_caller(message: str) -> str:
+    message = re.sub(r"\bdp: (\d+)", r"data_parallel_size=\1 (or None to infer)", message)
+    names = "|".join(_ARGUMENTS)
+    return re.sub(rf"\b({names})(?=[=:]| with)", lambda found: _ARGUMENTS[found[1]], message)
 
 
 def _check_sequence_size(size: int | None, ulysses: int, ring: int) -> None:

@@ -71,7 +71,7 @@ def generate_masked_orthogonal_rank_groups(
     return [[start + offset for offset in inside] for start in starts]
 
 
-def parse_order(order: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+def parse_order(order: object, sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The dimensions of an order string, fastest first; missing ones of size 1 come last.
 
     Args:
@@ -82,7 +82,7 @@ def parse_order(order: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
         ParallelConfigError: An unknown or repeated name, or a dimension of several ranks that the
             order leaves out.
     """
-    tokens = tuple(order.split("-"))
+    tokens = tuple(order.split("-")) if isinstance(order, str) else (repr(order),)
     unknown = [token for token in tokens if token not in ORDER_TOKENS]
     if unknown or len(set(tokens)) != len(tokens):
         what = f"the unknown dimension {unknown[0]!r}" if unknown else "a dimension twice"

@@ -10,7 +10,7 @@ from omni_group_coordinator import ParallelConfigError, ProcessGroupPool
 from omni_parallel_state._layout_checks import world_error
 from omni_parallel_state._legal_values import check_degree
 from omni_parallel_state.rank_generator import generate_masked_orthogonal_rank_groups
-from omni_parallel_state.state import default_backend
+from omni_parallel_state.state import default_backend, default_device
 
 
 def sequence_subgroups(
@@ -93,7 +93,10 @@ def set_seq_parallel_pg(
     )
     if size == 1:
         return None, None
-    pool = ProcessGroupPool(default_backend())
-    made = [pool.groups_for(lists) for lists in (ulysses, ring)]
+    backend = default_backend()
+    pool = ProcessGroupPool(backend, device=default_device(backend))
+    made = [
+        pool.groups_for(lists, name=name) for name, lists in (("ulysses", ulysses), ("ring", ring))
+    ]
     first, second = (None if groups is None else groups.device for groups in made)
     return first, second

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from omni_group_coordinator import (
-    DEFAULT_TIMEOUT,
     GroupCoordinator,
     ParallelConfigError,
     ParallelError,
@@ -21,7 +20,9 @@ from omni_group_coordinator import (
     ProcessGroupPool,
     SequenceParallelGroupCoordinator,
 )
-from omni_group_coordinator.utils import backend_for_device, get_local_device
+from omni_group_coordinator.process_groups import CPU_BACKEND
+from omni_group_coordinator.utils import backend_for_device, check_timeout, get_local_device
+from omni_parallel_state._agreement import agree_over_world
 from omni_parallel_state._layout_checks import world_error
 from omni_parallel_state._legal_values import check_degree
 from omni_parallel_state._mesh import MeshMaker
@@ -47,7 +48,8 @@ class ParallelState:
 
     A group is made only where it has more than one rank, and once for each distinct set of ranks.
     In a layout of one rank nothing is made, and no process group of torch is needed. Everything
-    is checked before the first group is made. If making one fails, on any rank, every rank destroys
+    is checked before the first group is made, and the ranks compare their layouts: where these
+    differ, every rank raises. If making one fails, on any rank, every rank destroys
     what it has made and raises. Several states may live in one process.
 
     Args:
@@ -69,9 +71,10 @@ class ParallelState:
             each dimension, of size 1 where the degree is 1.
 
     Raises:
-        ParallelConfigError: The layout has another size than the world.
-        ParallelError: The layout has several ranks, but torch's default group does not exist; or
-            another rank failed, which takes the timeout to notice.
+        ParallelConfigError: The layout has another size than the world, or other ranks ask for
+            another layout.
+        ParallelError: The layout or the environment has several ranks, but torch's default group
+            does not exist; or another rank failed, which takes the timeout to notice.
     """
 
     pp: PipelineGroupCoordinator
@@ -86,13 +89,15 @@ class ParallelState:
         backend: str | None = None,
         debug: bool | None = None,
     ) -> None:
+        check_default_group(layout.world_size)
+        self.timeout = check_timeout(timeout)
         self.layout = layout
-        self.rank = _rank_in_world(layout)
         self.backend = backend or default_backend(device)
         self.device = default_device(self.backend) if device is None else torch.device(device)
-        self.timeout = DEFAULT_TIMEOUT if timeout is None else timeout
+        agree_over_world(f"{layout} on {self.backend}", self.device, self.timeout)
+        self.rank = _rank_in_world(layout)
         self._debug = debug
-        self._pool = ProcessGroupPool(self.backend, timeout=self.timeout)
+        self._pool = ProcessGroupPool(self.backend, timeout=self.timeout, device=self.device)
         self._meshes = MeshMaker(layout, self.rank, self.device, self.backend, self.timeout)
         self._stack = ExitStack()
         self._stack.callback(self._pool.destroy)
@@ -144,22 +149,23 @@ class ParallelState:
         self._check_alive()
         return using(self)
 
-    def mesh(self, dims: Sequence[str]) -> DeviceMesh:
+    def mesh(self, dims: str | Sequence[str]) -> DeviceMesh:
         """A `DeviceMesh` over some dimensions, made of this state's own groups.
 
         Every rank of the world may call it on its own: only a dimension of degree 1 makes a group
         (of this rank alone, once), because torch wants one for each dimension of a mesh.
 
         Args:
-            dims: Names from slowest to fastest, which become the names of the mesh: for HSDP
-                ``("replicate", "shard")``, where shard is torch's word for fs.
+            dims: One name, or names from slowest to fastest, which become the names of the
+                mesh: for HSDP ``("replicate", "shard")``, where shard is torch's word for fs.
 
         Raises:
             ParallelConfigError: Unknown dimensions, or some that don't go together.
             ParallelError: The state has been destroyed, or there is no process group at all.
         """
         self._check_alive()
-        return self._meshes.mesh(tuple(dims), {dim: getattr(self, dim) for dim in Dim})
+        names = (dims,) if isinstance(dims, str) else tuple(dims)
+        return self._meshes.mesh(names, {dim: getattr(self, dim) for dim in Dim})
 
     def device_mesh(self) -> DeviceMesh:
         """A `DeviceMesh` over dp, cfg, pp, ring, ulysses and tp."""
@@ -178,7 +184,7 @@ class ParallelState:
         lists = _first_ranks(size, self.layout.world_size)
         pool = self._pool
         if backend is not None and backend != self.backend:
-            pool = ProcessGroupPool(backend, timeout=self.timeout)
+            pool = ProcessGroupPool(backend, timeout=self.timeout, device=self.device)
             self._stack.callback(pool.destroy)
         options = self._options("dit")
         options["pool"] = pool
@@ -233,11 +239,20 @@ class ParallelState:
 
 def default_backend(device: torch.device | str | None = None) -> str:
     """The backend of torch's default group, or the one for a device where there is none."""
-    if dist.is_initialized():
-        backend = str(dist.get_backend())
-        if backend != "undefined":  # what torch says of a default group made without a backend
-            return backend
-    return backend_for_device((get_local_device() if device is None else torch.device(device)).type)
+    where = get_local_device() if device is None else torch.device(device)
+    if not dist.is_initialized():
+        return backend_alone(where)
+    backend = str(dist.get_backend())
+    # "undefined" is what torch says of a default group made without a backend.
+    return backend_for_device(where.type) if backend == "undefined" else backend
+
+
+def backend_alone(device: torch.device) -> str:
+    """The backend for a device, or gloo where none is known: one rank alone needs none."""
+    try:
+        return backend_for_device(device.type)
+    except ParallelConfigError:
+        return CPU_BACKEND
 
 
 def default_device(backend: str) -> torch.device:
@@ -262,15 +277,34 @@ def _first_ranks(size: int, world_size: int) -> list[list[int]]:
     return [list(range(size)), *([rank] for rank in range(size, world_size))]
 
 
+def check_default_group(world_size: int) -> None:
+    """Check that torch's default group is there if there are several ranks.
+
+    Raises:
+        ParallelError: It is not; names the remedy.
+    """
+    if dist.is_initialized():
+        return
+    remedy = "call init_distributed_environment() first"
+    if world_size > 1:
+        msg = (
+            f"a layout of {world_size} ranks needs torch's default process group; {remedy}, in "
+            "processes started by torchrun"
+        )
+        raise ParallelError(msg)
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.isdigit() and int(started) > 1 and os.environ.get("RANK"):
+        msg = (
+            f"this process was started as rank {os.environ['RANK']} of {started} (RANK and "
+            "WORLD_SIZE in its environment), but torch's default process group does not exist, "
+            f"so it would work alone; {remedy}"
+        )
+        raise ParallelError(msg)
+
+
 def _rank_in_world(layout: ParallelLayout) -> int:
     """This rank, once it is known that the layout fits the world."""
     if not dist.is_initialized():
-        if layout.world_size > 1:
-            msg = (
-                f"a layout of {layout.world_size} ranks needs torch's default process group; call "
-                "init_distributed_environment() first, in processes started by torchrun"
-            )
-            raise ParallelError(msg)
         return 0
     if layout.world_size != dist.get_world_size():
         degrees = {dim.value: int(getattr(layout, dim)) for dim in GRID_DIMS}

@@ -219,6 +219,25 @@ def test_attention_that_is_not_torchs_own_is_an_error(ranks: Any) -> None:
         assert "no attention came through torch's scaled_dot_product_attention" in text
 
 
+def compile_it(kind: str) -> float:
+    model = flux()
+    state = ParallelState(ParallelLayout(ulysses=2))
+    call = inputs(3, 5, 4)
+    with torch.no_grad():
+        expected = model(**call)[0]
+        apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
+        if kind == "model":
+            return relative_error(torch.compile(model, backend="eager")(**call)[0], expected)
+        for block in (*model.transformer_blocks, *model.single_transformer_blocks):  # type: ignore[misc]
+            block.compile(backend="eager")
+        return relative_error(model(**call)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["model", "blocks"])
+def test_a_compiled_model_or_block_gives_the_same_result(ranks: Any, kind: str) -> None:
+    assert max(ranks.run(compile_it, kind)) < RTOL
+
+
 def test_one_rank_is_the_identity_and_needs_no_process_group() -> None:
     model = flux()
     before = dict(model.__dict__)

@@ -43,9 +43,11 @@ def alone() -> ParallelState:
     return ParallelState(ParallelLayout())
 
 
-@pytest.mark.parametrize("degree", [0, -2])
-def test_a_degree_below_one_is_refused(degree: int) -> None:
-    with pytest.raises(ParallelConfigError, match=f"ulysses_degree={degree}; a degree is 1"):
+@pytest.mark.parametrize("degree", [0, -2, 2.5, "2", True])
+def test_a_degree_that_is_no_whole_number_above_zero_is_refused(degree: Any) -> None:
+    with pytest.raises(
+        ParallelConfigError, match=f"ulysses_degree={degree!r}; a degree is a whole"
+    ):
         SequenceParallelConfig(degree)
 
 

@@ -21,6 +21,7 @@ def there_and_back(world_size: int, lengths: list[int]) -> list[int]:
             shard = sp_shard(whole, 1, validate=False)
             held.append(shard.shape[1])
             assert torch.equal(sp_gather(shard, 1, length=length), whole)
+    assert torch.equal(sp_shard(whole, 1, validate=False, state=state), shard)
     return held
 
 
@@ -39,6 +40,11 @@ def refused() -> tuple[str, str]:
             sp_shard(torch.ones(1, 5), 1)
         with pytest.raises(ParallelConfigError) as wrong:
             sp_gather(torch.ones(1, 2), 1, length=7)
+        with pytest.raises(ParallelConfigError, match="pass length= of the whole"):
+            sp_gather(torch.ones(1, 2), 1, validate=False)
+        for call in (sp_shard, sp_gather):
+            with pytest.raises(ParallelConfigError, match=r"dim=3 does not exist.*-2 to 1"):
+                call(torch.ones(1, 2), 3)
     return str(uneven.value), str(wrong.value)
 
 

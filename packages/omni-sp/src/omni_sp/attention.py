@@ -20,6 +20,7 @@ from omni_group_coordinator import (
     ParallelError,
     split_sizes,
 )
+from omni_sp._eager import outside_traces
 
 
 def ulysses_attention(
@@ -86,6 +87,8 @@ class ShardedAttention(TorchFunctionMode):
         super().__init__()
         self._group = group
         self._lengths = lengths
+        # A trace would take the kernel's call in there for another one of the model's.
+        self._attend_eagerly = outside_traces(ShardedAttention._attend)
         self.calls = 0
 
     def __torch_function__(
@@ -101,7 +104,7 @@ class ShardedAttention(TorchFunctionMode):
         if lengths is None:
             return func(*args, **kwargs)
         self.calls += 1
-        return self._attend(lengths, *args, **kwargs)
+        return self._attend_eagerly(self, lengths, *args, **kwargs)
 
     def _attend(
         self,

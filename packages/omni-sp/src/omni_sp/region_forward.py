@@ -8,10 +8,10 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import nn
 
-from omni_group_coordinator import GroupCoordinator, ParallelError
+from omni_group_coordinator import GroupCoordinator
+from omni_sp._eager import outside_traces
 from omni_sp.planned_module import PlannedModule
 from omni_sp.region import ShardedRegion, current_region
 
@@ -37,16 +37,17 @@ class RegionForward:
         self._own: Callable[..., Any] | None = module.__dict__.get("forward")
         self._original: Callable[..., Any] = module.forward
         self._enabled = True
+        self._call_eagerly = outside_traces(RegionForward._call)
         functools.update_wrapper(self, self._original)
         module.__dict__["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with its sequence split over the ranks."""
+        return self._call_eagerly(self, *args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         if not self._enabled:
             return self._original(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            msg = "this version of omni-sp does not run under torch.compile; use the eager model"
-            raise ParallelError(msg)
         region = ShardedRegion(self._group)
         token = current_region.set(region)
         try:

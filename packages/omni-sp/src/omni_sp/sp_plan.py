@@ -27,8 +27,9 @@ class SequenceParallelConfig:
 
     def __post_init__(self) -> None:
         for name in ("ulysses_degree", "ring_degree"):
-            if getattr(self, name) < 1:
-                msg = f"{name}={getattr(self, name)}; a degree is 1 or more"
+            degree = getattr(self, name)
+            if type(degree) is not int or degree < 1:
+                msg = f"{name}={degree!r}; a degree is a whole number, 1 or more"
                 raise ParallelConfigError(msg)
         if self.ring_degree > 1:
             msg = (

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError, split_sizes
-from omni_parallel_state import get_sp_group
+from omni_parallel_state import ParallelState, get_parallel_state
 
 
-def sp_shard(tensor: Tensor, dim: int, validate: bool = True) -> Tensor:
+def sp_shard(
+    tensor: Tensor, dim: int, validate: bool = True, *, state: ParallelState | None = None
+) -> Tensor:
     """This rank's shard of a tensor that every rank holds.
 
     Args:
@@ -17,16 +19,17 @@ def sp_shard(tensor: Tensor, dim: int, validate: bool = True) -> Tensor:
         validate: Raise if the length does not divide over the ranks. Without it the shards are
             balanced: their lengths differ by at most one, and some are empty where the tensor is
             shorter than the group. `sp_gather` must then be told the whole length.
+        state: The ranks; default: the current state.
 
     Returns:
         A view of the tensor; the tensor itself for a group of one rank.
 
     Raises:
-        ParallelConfigError: ``validate``, and the length does not divide.
-        RuntimeError: No parallel state is current.
+        ParallelConfigError: ``validate``, and the length does not divide; or no such dimension.
+        RuntimeError: No state was given and none is current.
     """
-    group = get_sp_group()
-    length = tensor.shape[dim]
+    group = (get_parallel_state() if state is None else state).sp
+    length = _length(tensor, dim)
     if validate and length % group.world_size:
         low = length - length % group.world_size
         msg = (
@@ -39,23 +42,45 @@ def sp_shard(tensor: Tensor, dim: int, validate: bool = True) -> Tensor:
 
 
 def sp_gather(
-    tensor: Tensor, dim: int, validate: bool = True, *, length: int | None = None
+    tensor: Tensor,
+    dim: int,
+    validate: bool = True,
+    *,
+    length: int | None = None,
+    state: ParallelState | None = None,
 ) -> Tensor:
     """The whole tensor, of which each rank holds its shard; the inverse of `sp_shard`.
 
     Args:
         tensor: This rank's shard.
         dim: Dimension that was split.
-        validate: Not needed: what can be checked by arithmetic always is. (The seed API has it.)
-        length: Length of the whole; default: as many times this shard as there are ranks.
+        validate: As it was passed to `sp_shard`: without it shards may differ, and ``length`` is
+            needed, since no rank asks another for the size of its shard.
+        length: Length of the whole; default: as many times this shard as there are ranks, which
+            is right after an even split only.
+        state: The ranks; default: the current state.
 
     Raises:
-        ParallelConfigError: The shard is not the one that ``length`` gives this rank.
-        RuntimeError: No parallel state is current.
+        ParallelConfigError: The shard is not the one that ``length`` gives this rank, or the
+            length is needed and missing.
+        RuntimeError: No state was given and none is current.
     """
-    group = get_sp_group()
-    whole = tensor.shape[dim] * group.world_size if length is None else length
-    return gather(tensor, dim, group, whole)
+    group = (get_parallel_state() if state is None else state).sp
+    own = _length(tensor, dim)
+    if length is None and not validate:
+        msg = "sp_gather(validate=False) joins shards that may differ: pass length= of the whole"
+        raise ParallelConfigError(msg)
+    return gather(tensor, dim, group, own * group.world_size if length is None else length)
+
+
+def _length(tensor: Tensor, dim: int) -> int:
+    if not -tensor.ndim <= dim < tensor.ndim:
+        msg = (
+            f"dim={dim} does not exist in a tensor of shape {tuple(tensor.shape)}; "
+            f"legal here: {-tensor.ndim} to {tensor.ndim - 1}"
+        )
+        raise ParallelConfigError(msg)
+    return tensor.shape[dim]
 
 
 def shard(tensor: Tensor, dim: int, group: GroupCoordinator) -> Tensor:

@@ -68,6 +68,7 @@ CROSS_PACKAGE_JOBS = {
         "docs",
     ),
     "tests": ("test tests tools",),
+    "coverage": ("coverage",),
     "wheels": ("wheels",),
 }
 

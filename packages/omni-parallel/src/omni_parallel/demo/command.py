@@ -1,0 +1,173 @@
+"""``omni-parallel demo``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from omni_group_coordinator import ParallelConfigError
+from omni_parallel.demo.launch import RunResult, launch
+from omni_parallel.demo.pipeline import load_pipeline, token_pixels
+from omni_parallel.demo.request import MAX_SIZE, PROMPTS, DemoRequest, check_prompts, check_size
+from omni_parallel.demo.sheet import write_sheet
+from omni_parallel.demo.table import TOLERANCE, comparison, layout_name
+from omni_parallel_state import ParallelLayout
+
+MAX_RANKS = 64
+DEFAULT_OUT = Path("omni-parallel-demo.png")
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no size; give pixels as 128 or as 192x128", param, ctx)
+        width = int(match[1])
+        return width, int(match[2] or width)
+
+
+@click.command()
+@click.option(
+    "--ranks",
+    type=click.IntRange(1, MAX_RANKS),
+    default=2,
+    show_default=True,
+    help="Ranks of the parallel run.",
+)
+@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="Denoising steps.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the first picture; each next one takes the next.",
+)
+@click.option(
+    "--size",
+    type=_Size(),
+    default="128",
+    show_default=True,
+    help=f"Pixels, as 128 (what the model knows) or 192x128 (width x height), up to {MAX_SIZE}.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="PNG file for the sheet of pictures.",
+)
+def demo(
+    ranks: int, prompts: tuple[str, ...], steps: int, seed: int, size: tuple[int, int], out: Path
+) -> None:
+    """Draw pictures on one process and on several ranks, and compare them.
+
+    Uses a small trained model that comes with the package. Exits with 1 when the pictures of
+    the ranks differ from those of the single process by more than the tolerance.
+    """
+    console = Console()
+    request = DemoRequest(
+        prompts=prompts or PROMPTS, steps=steps, seed=seed, width=size[0], height=size[1]
+    )
+    _check(request, out)
+    device = _device_for(ranks, console)
+    single, parallel = _run_both(request, ranks, device, console)
+    _report(request, single, parallel, out, console)
+
+
+def _device_for(ranks: int, console: Console) -> str | None:
+    """The CPU where there are too few accelerators, and say so; else ``None``."""
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if 0 < devices < ranks:
+        console.print(f"{ranks} ranks need as many accelerators, here is {devices}: using the CPU")
+    return "cpu" if devices < ranks else None
+
+
+def _check(request: DemoRequest, out: Path) -> None:
+    """Find every mistake that can be found before a rank starts."""
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        msg = f"cannot write {out}: {out.parent.absolute()} is no folder that can be written to"
+        raise click.BadParameter(msg, param_hint="--out")
+    if out.suffix.lower() != ".png":
+        msg = f"{out} is no PNG file; nearest: {out.with_suffix('.png')}"
+        raise click.BadParameter(msg, param_hint="--out")
+    try:
+        pipeline = load_pipeline(torch.device("cpu"))
+        check_size(request, token_pixels(pipeline))
+        check_prompts(request, pipeline)
+    except ParallelConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _run_both(
+    request: DemoRequest, ranks: int, device: str | None, console: Console
+) -> tuple[RunResult, RunResult | None]:
+    results: list[RunResult] = []
+    with Progress(console=console) as progress:
+        for ulysses in (1, ranks)[: 1 if ranks == 1 else 2]:
+            title = "1 process" if ulysses == 1 else f"{ulysses} ranks  "
+            task = progress.add_task(title, total=request.steps)
+            layout = ParallelLayout(ulysses=ulysses)
+
+            def on_step(done: int, task: TaskID = task) -> None:
+                progress.update(task, completed=done)
+
+            results.append(launch(request, layout, on_step, device))
+            progress.update(task, completed=request.steps)
+    return results[0], results[1] if len(results) > 1 else None
+
+
+def _report(
+    request: DemoRequest,
+    single: RunResult,
+    parallel: RunResult | None,
+    out: Path,
+    console: Console,
+) -> None:
+    runs = [single] + ([parallel] if parallel else [])
+    pictures = "picture" if len(request.prompts) == 1 else "pictures"
+    console.print(
+        f"{len(request.prompts)} {pictures} of {request.width} x {request.height} pixels, "
+        f"{request.steps} steps, guidance {request.guidance:g}, float32"
+    )
+    console.print(comparison(single, runs[1:]))
+    try:
+        write_sheet(out, request.prompts, {_title(run): run.pictures[0] for run in runs})
+    except OSError as error:
+        msg = f"cannot write {out}: {error.strerror or error}"
+        raise click.ClickException(msg) from None
+    console.print(f"wrote {out.absolute()}", soft_wrap=True, highlight=False)
+    if parallel is None:
+        return
+    difference = parallel.difference(single)
+    verdict = "same pictures" if difference <= TOLERANCE else "DIFFERENT PICTURES"
+    console.print(
+        f"{verdict}: largest difference {difference:.1e} before quantisation to 8 bits, "
+        f"tolerance {TOLERANCE:g}",
+        soft_wrap=True,
+    )
+    if not difference <= TOLERANCE:
+        raise click.exceptions.Exit(1)
+
+
+def _title(run: RunResult) -> str:
+    ranks = run.layout.world_size
+    return "one process" if ranks == 1 else f"{ranks} ranks ({layout_name(run)})"

@@ -1,0 +1,152 @@
+"""Start the ranks of a run, follow them, and end every one of them whatever happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from omni_group_coordinator import ParallelError
+from omni_parallel.demo.generate import PROGRESS, RankReport, run_rank
+from omni_parallel.demo.request import DemoRequest
+from omni_parallel_state import ParallelLayout
+
+POLL_SECONDS = 0.1
+_LAST_LINES = 30
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made and measured."""
+
+    layout: ParallelLayout
+    reports: tuple[RankReport, ...]
+    """By rank."""
+    pictures: tuple[Tensor, ...]
+    """By rank: float32 of shape ``(pictures, 3, height, width)`` in [0, 1]."""
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of the slowest rank."""
+        return max(report.seconds_per_step for report in self.reports)
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Of the rank that sends most."""
+        return max(report.bytes_per_step for report in self.reports)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the rank that needs most."""
+        return max(report.peak_bytes for report in self.reports)
+
+    def difference(self, other: RunResult) -> float:
+        """Largest difference of any pixel on any rank from the first rank of another run."""
+        # torch's max and not Python's, which may pass over a NaN.
+        return (torch.stack(self.pictures) - other.pictures[0]).abs().max().item()
+
+
+def launch(
+    request: DemoRequest,
+    layout: ParallelLayout,
+    on_step: Callable[[int], None],
+    device: str | None = None,
+) -> RunResult:
+    """Run the demonstration on the ranks of a layout, with torch's elastic launcher.
+
+    Args:
+        request: What to generate.
+        layout: How many ranks, and what each does.
+        on_step: Called from another thread with the number of steps done.
+        device: Type of device; default: an accelerator for each rank, if there is one.
+
+    Raises:
+        ParallelError: A rank failed; the message holds what it said.
+        KeyboardInterrupt: The run was interrupted; every rank has ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=layout.world_size,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            rdzv_configs={"timeout": 60},
+            max_restarts=0,
+            monitor_interval=POLL_SECONDS,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL),
+        )
+        # What the launcher logs of a failure is in the error that it raises.
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        with _one_thread_per_rank(), _following(Path(folder) / PROGRESS, on_step):
+            try:
+                reports = elastic_launch(config, run_rank)(request, layout, folder, device)
+            except ChildFailedError as error:
+                raise ParallelError(_first_failure(error)) from None
+            except SignalException as error:
+                raise KeyboardInterrupt from error
+        pictures = tuple(
+            torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True)
+            for rank in range(layout.world_size)
+        )
+    return RunResult(layout, tuple(reports[rank] for rank in sorted(reports)), pictures)
+
+
+def _first_failure(error: ChildFailedError) -> str:
+    rank, failure = error.get_first_failure()
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
+    lines = str(message).strip().splitlines()[-_LAST_LINES:]
+    signal = f" by signal {-failure.exitcode}" if failure.exitcode < 0 else ""
+    return f"rank {rank} was the first to fail{signal} (all ranks have ended):\n" + "\n".join(lines)
+
+
+@contextmanager
+def _one_thread_per_rank() -> Iterator[None]:
+    """Ranks take their number of threads from the environment, before they import torch."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _following(progress: Path, on_step: Callable[[int], None]) -> Iterator[None]:
+    """Read rank 0's progress in a thread: the launcher keeps this one busy."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(POLL_SECONDS):
+            try:
+                on_step(json.loads(progress.read_text()))
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue  # no step yet, or the number is being written
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

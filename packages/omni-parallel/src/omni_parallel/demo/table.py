@@ -1,0 +1,54 @@
+"""The table of the demonstration: each run beside the single process."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from omni_parallel.demo.launch import RunResult
+
+TOLERANCE = 1e-4
+"""Largest difference of a pixel in [0, 1] that counts as the same picture, before quantisation."""
+
+
+def comparison(single: RunResult, others: list[RunResult]) -> Table:
+    """A table of 80 columns at most, one row for each run; of several ranks, the worst one."""
+    table = Table()
+    for column in (
+        "ranks",
+        "layout",
+        "s / step",
+        "speed-up",
+        "sent / step",
+        "memory",
+        "max diff",
+    ):
+        table.add_column(column, justify="left" if column == "layout" else "right")
+    for run in (single, *others):
+        table.add_row(
+            str(run.layout.world_size),
+            layout_name(run),
+            number(run.seconds_per_step, ".3f"),
+            number(single.seconds_per_step / run.seconds_per_step, ".2f", " x"),
+            megabytes(run.bytes_per_step),
+            megabytes(run.peak_bytes),
+            "-" if run is single else f"{run.difference(single):.1e}",
+        )
+    return table
+
+
+def layout_name(run: RunResult) -> str:
+    """What the ranks of a run do."""
+    ranks = run.layout.ulysses
+    return "single" if ranks == 1 else f"ulysses {ranks}"
+
+
+def number(value: float, form: str, unit: str = "") -> str:
+    """A number, or a dash where there is none: one step is too few to time."""
+    return "-" if math.isnan(value) else f"{value:{form}}{unit}"
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes, in megabytes of 10**6 bytes."""
+    return f"{count / 1e6:.2f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"

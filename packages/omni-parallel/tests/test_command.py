@@ -1,0 +1,118 @@
+"""The command says what is wrong before a rank starts, and fails when pictures differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from omni_parallel.cli import commands
+from omni_parallel.demo import command
+from omni_parallel.demo.generate import RankReport
+from omni_parallel.demo.launch import RunResult
+from omni_parallel.demo.request import MAX_SIZE
+from omni_parallel_state import ParallelLayout
+
+pytest.importorskip("diffusers")
+
+
+def run(*options: str) -> Result:
+    return CliRunner().invoke(commands(), ["demo", *options])
+
+
+@pytest.fixture
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a rank is a mistake."""
+
+    def start(*_: object) -> RunResult:
+        pytest.fail("a rank was started")
+
+    monkeypatch.setattr(command, "launch", start)
+
+
+@pytest.mark.usefixtures("no_ranks")
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--ranks", "0"], ["--ranks", "1<=x"]),
+        (["--ranks", "two"], ["--ranks", "'two'"]),
+        (["--steps", "0"], ["--steps", "1<=x"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--size", "big"], ["'big' is no size", "192x128"]),
+        (["--size", "130"], ["width 130", "multiples of 16", "nearest: 128 and 144"]),
+        (["--size", "128x7"], ["height 7", "nearest: 16 and 32"]),
+        (["--size", "4096"], ["width 4096", f"nearest: {MAX_SIZE}"]),
+        (["--size", "0"], ["width 0", "nearest: 16"]),
+        (["--prompt", "a crimson blob"], ["crimson, blob", "it knows: ", "circle"]),
+        (["--prompt", "a red circle " * 12], ["tokens, and the model reads", "shorten it"]),
+        (["--out", "/no/such/folder/sheet.png"], ["--out", "/no/such/folder"]),
+        (["--out", "."], ["--out", "directory"]),
+        (["--out", "sheet.jpg"], ["--out", "no PNG file", "nearest: sheet.png"]),
+    ],
+)
+def test_bad_input_is_refused_before_a_rank_starts(options: list[str], parts: list[str]) -> None:
+    result = run(*options)
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.output.split())
+    for part in parts:
+        assert part in said
+
+
+def fake_launch(error: float) -> object:
+    """A launcher whose ranks draw noise, the parallel ones with an error on the last rank."""
+
+    def launch(
+        request: object, layout: ParallelLayout, on_step: object, device: str | None
+    ) -> RunResult:
+        assert device == "cpu"
+        picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        pictures = [picture.clone() for _ in range(layout.world_size)]
+        if layout.world_size > 1:
+            pictures[-1][0, 1, 2, 3] += error
+        reports = [RankReport(r, 0.5 / layout.ulysses, 3e6, 10**9) for r in range(layout.ulysses)]
+        return RunResult(layout, tuple(reports), tuple(pictures))
+
+    return launch
+
+
+@pytest.mark.parametrize(("error", "status"), [(0.0, 0), (9e-5, 0), (2e-4, 1), (float("nan"), 1)])
+def test_pictures_that_differ_on_any_rank_fail_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, status: int
+) -> None:
+    monkeypatch.setattr(command, "launch", fake_launch(error))
+    out = tmp_path / "sheet.png"
+    result = run("--prompt", "a red circle", "--size", "16", "--ranks", "3", "--out", str(out))
+    assert result.exit_code == status, result.output
+    assert ("same pictures" if status == 0 else "DIFFERENT PICTURES") in result.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert str(out) in result.output.replace("\n", "")
+    assert "3.00 x" in result.output
+    assert all(len(line) <= 100 for line in result.output.splitlines() if "sheet.png" not in line)
+
+
+def test_too_few_accelerators_are_left_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    result = run("--prompt", "a red circle", "--size", "16", "--out", str(tmp_path / "a.png"))
+    assert result.exit_code == 0, result.output
+    assert "2 ranks need as many accelerators, here is 1: using the CPU" in result.output
+
+
+def test_a_sheet_that_cannot_be_written_does_not_cost_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    monkeypatch.setattr(command, "write_sheet", full)
+    result = run("--prompt", "a red circle", "--size", "16", "--out", str(tmp_path / "a.png"))
+    assert result.exit_code == 1
+    assert "2.00 x" in result.output
+    assert "No space left on device" in result.output
+    assert "Traceback" not in result.output

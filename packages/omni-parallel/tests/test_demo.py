@@ -1,0 +1,45 @@
+"""The shipped model draws the same pictures on one process and on several ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from omni_parallel.demo.launch import launch
+from omni_parallel.demo.request import PROMPTS, DemoRequest
+from omni_parallel.demo.table import TOLERANCE
+from omni_parallel_state import ParallelLayout
+
+pytest.importorskip("diffusers")
+
+
+@pytest.mark.parametrize(
+    ("ulysses", "request_"),
+    [
+        (2, DemoRequest(steps=4, prompts=("a red circle left of a blue square",), seed=5)),
+        (
+            3,
+            DemoRequest(steps=2, width=144, height=80, prompts=PROMPTS[:2]),
+        ),  # 45 tokens, 4 heads: heads do not divide
+    ],
+    ids=["two ranks", "three ranks"],
+)
+def test_pictures_of_several_ranks_are_those_of_one_process(
+    ulysses: int, request_: DemoRequest
+) -> None:
+    steps: list[int] = []
+    single = launch(request_, ParallelLayout(), steps.append)
+    assert single.pictures[0].shape == (len(request_.prompts), 3, request_.height, request_.width)
+    assert single.pictures[0].std() > 0.01, "an empty picture would equal any other"
+    assert single.bytes_per_step == 0
+    run = launch(request_, ParallelLayout(ulysses=ulysses), steps.append)
+    assert len(run.pictures) == len(run.reports) == ulysses
+    assert run.difference(single) <= TOLERANCE
+    assert run.bytes_per_step > 0
+    assert 0 < run.peak_bytes < 10**11
+    assert max(steps, default=0) <= request_.steps
+
+
+def test_what_a_failing_rank_said_is_in_the_error() -> None:
+    """A seed that no generator takes fails in every rank."""
+    with pytest.raises(RuntimeError, match=r"(?s)rank \d was the first to fail.*seed"):
+        launch(DemoRequest(steps=1, seed=-(2**70)), ParallelLayout(ulysses=2), lambda _: None)

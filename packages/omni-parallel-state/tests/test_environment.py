@@ -165,7 +165,9 @@ state = initialize_model_parallel(ulysses_degree=2)
 total = int(state.sp.all_reduce(torch.ones(1)))
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and state.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-print("total", total, "attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+# In one write: the ranks share a pipe, and print may write a line in pieces.
+os.write(1, f"total {total} attempt {attempt}\\n".encode())
 destroy_distributed_env()
 """
 

@@ -56,7 +56,7 @@ class Refined(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.start = nn.Identity()
-        self.end = nn.Identity()
+        self.end: nn.Module = nn.Identity()
         self.options: dict[str, Any] = {}
 
     @staticmethod
@@ -112,3 +112,24 @@ def never_gathered() -> str:
 def test_a_sequence_that_is_never_gathered_is_an_error(ranks: Any) -> None:
     for text in ranks.run(never_gathered):
         assert "split and not gathered" in text
+
+
+class LastTokenLost(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :-1]
+
+
+def gather_too_few() -> str:
+    model = Refined()
+    model.end = LastTokenLost()
+    state = ParallelState(ParallelLayout(ulysses=2))
+    apply_sequence_parallel(model, SequenceParallelConfig(2), PLAN, state=state)
+    with pytest.raises(ParallelError) as caught:
+        model(torch.randn(1, 6, 8))
+    return str(caught.value)
+
+
+def test_a_gather_of_another_length_than_was_split_is_an_error(ranks: Any) -> None:
+    for text in ranks.run(gather_too_few):
+        assert "module 'end', output 0: expected 3 tokens in dimension 1" in text
+        assert "found shape (1, 2, 8)" in text

@@ -263,9 +263,10 @@ def test_50_times_init_and_destroy_leak_no_thread_file_or_memory(
     ranks: RankPool, init: bool
 ) -> None:
     for threads, files, memory in ranks.run(measured_cycles, 50, world_size=4, init=init):
-        # The first cycles may load libraries and open the store that is kept.
-        assert max(threads[5:]) <= threads[4]
-        assert max(files[5:]) <= files[4]
+        # The first cycles may load libraries and open the store that is kept. A thread may still
+        # be ending when it is counted, so one high count is no leak; one leak a cycle is forty.
+        assert min(threads[-10:]) <= max(threads[:10])
+        assert min(files[-10:]) <= max(files[:10])
         assert memory[-1] - memory[9] < 4 * 2**20
 
 

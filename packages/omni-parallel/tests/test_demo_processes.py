@@ -17,6 +17,13 @@ import pytest
 pytest.importorskip("diffusers")
 
 PATIENCE_S = 60.0
+FOREGROUND = """
+import signal
+
+if __name__ == "__main__":
+    # A shell has it ignored in what it runs in the background, maybe the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
 CLI = """
 from omni_parallel.cli import main
 
@@ -39,7 +46,7 @@ def endless(
 ) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A run that would take minutes, and its rank processes, once they are at work."""
     file = folder / "script.py"
-    file.write_text(script)
+    file.write_text(FOREGROUND + script)
     process = subprocess.Popen(
         [sys.executable, str(file), *options],
         stdout=subprocess.PIPE,
@@ -49,20 +56,24 @@ def endless(
         env={**os.environ, "TMPDIR": str(folder)},
     )
     try:
-        yield process, ranks_at_work(process, folder)
+        ranks_at_work(process, folder)
+        yield process, rank_processes(process)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
-def ranks_at_work(process: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:
-    """The rank processes, once the first step is done."""
+def ranks_at_work(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until the first step is done."""
     deadline = time.monotonic() + PATIENCE_S
     while not list(folder.glob("omni-parallel-*/progress.json")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no rank started"
         time.sleep(0.1)
+
+
+def rank_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
@@ -94,6 +105,22 @@ def test_ctrl_c_ends_every_rank(
             assert "Traceback" not in output
         else:
             assert "KeyboardInterrupt" in output
+            assert "SpawnProcess" not in output, output
+
+
+def test_ranks_leave_ctrl_c_to_the_launcher(tmp_path: Path) -> None:
+    with endless(tmp_path, TWO_RANKS) as (process, ranks):
+        for rank in ranks:
+            rank.send_signal(signal.SIGINT)
+        next(tmp_path.glob("omni-parallel-*/progress.json")).unlink()
+        ranks_at_work(process, tmp_path)  # another step is done
+        assert rank_processes(process) == ranks
+
+
+def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
+    with endless(tmp_path, TWO_RANKS) as (process, ranks):
+        process.kill()
+        assert all_end(ranks)
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:

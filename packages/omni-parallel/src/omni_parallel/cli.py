@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -37,5 +38,6 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a second one could end
         Console(stderr=True).print("interrupted; every rank has ended")
         sys.exit(INTERRUPTED)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from omni_group_coordinator import record_traffic
+from omni_parallel.demo.interrupts import end_with_launcher
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.v1 import load_strategy
@@ -56,6 +57,7 @@ def run_rank(
     Saves ``rank<r>.pt`` in the folder: float32 of shape ``(pictures, 3, height, width)`` in
     [0, 1], before quantisation.
     """
+    end_with_launcher()
     torch.set_num_threads(1)
     with ExitStack() as stack:
         if layout.world_size > 1:

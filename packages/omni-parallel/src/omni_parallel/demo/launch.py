@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +12,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from omni_group_coordinator import ParallelError
 from omni_parallel.demo.generate import PROGRESS, RankReport, run_rank
+from omni_parallel.demo.processes import POLL_SECONDS, run_processes
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel_state import ParallelLayout
 
-POLL_SECONDS = 0.1
 _LAST_LINES = 30
 
 
@@ -65,7 +60,7 @@ def launch(
     on_step: Callable[[int], None],
     device: str | None = None,
 ) -> RunResult:
-    """Run the demonstration on the ranks of a layout, with torch's elastic launcher.
+    """Run the demonstration on the ranks of a layout, with torch's elastic agent.
 
     Args:
         request: What to generate.
@@ -78,28 +73,12 @@ def launch(
         KeyboardInterrupt: The run was interrupted; every rank has ended.
     """
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=layout.world_size,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            rdzv_configs={"timeout": 60},
-            max_restarts=0,
-            monitor_interval=POLL_SECONDS,
-            start_method="spawn",
-            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL),
-        )
-        # What the launcher logs of a failure is in the error that it raises.
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        with _one_thread_per_rank(), _following(Path(folder) / PROGRESS, on_step):
+        with _following(Path(folder) / PROGRESS, on_step):
             try:
-                reports = elastic_launch(config, run_rank)(request, layout, folder, device)
+                args = (request, layout, folder, device)
+                reports = run_processes(run_rank, args, layout.world_size, folder)
             except ChildFailedError as error:
                 raise ParallelError(_first_failure(error)) from None
-            except SignalException as error:
-                raise KeyboardInterrupt from error
         pictures = tuple(
             torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True)
             for rank in range(layout.world_size)
@@ -115,20 +94,6 @@ def _first_failure(error: ChildFailedError) -> str:
     lines = str(message).strip().splitlines()[-_LAST_LINES:]
     signal = f" by signal {-failure.exitcode}" if failure.exitcode < 0 else ""
     return f"rank {rank} was the first to fail{signal} (all ranks have ended):\n" + "\n".join(lines)
-
-
-@contextmanager
-def _one_thread_per_rank() -> Iterator[None]:
-    """Ranks take their number of threads from the environment, before they import torch."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 @contextmanager

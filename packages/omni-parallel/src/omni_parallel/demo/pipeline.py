@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def load_pipeline(device: torch.device) -> FluxPipeline:
     """
     try:
         import diffusers
+        import tqdm  # type: ignore[import-untyped]
         import transformers
     except ImportError as error:
         msg = f"the demonstration needs {error.name}; try: pip install 'omni-parallel[demo]'"
@@ -33,6 +35,9 @@ def load_pipeline(device: torch.device) -> FluxPipeline:
         # pipeline of text to image never calls.
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+    # Also for bars that are off tqdm makes a semaphore of the system's, unless it is given a lock,
+    # and Python warns of one that a process leaves behind, as a rank does that is ended.
+    tqdm.tqdm.set_lock(threading.RLock())
     pipeline: FluxPipeline = diffusers.FluxPipeline.from_pretrained(
         MODEL, dtype=torch.float32, local_files_only=True
     )

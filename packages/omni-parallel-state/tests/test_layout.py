@@ -227,6 +227,15 @@ def test_describe_names_every_dimension_with_its_first_group() -> None:
             {"pp": 2, "ulysses": 4, "fs": 8},
             "fs=8 would shard weights over peers of pp, .* legal fs with replicate=1: 1, 2, 4",
         ),
+        (
+            {"dp": 8, "fs": 3, "replicate": 3},
+            "= 9 does not divide the world of 8 ranks; nearest legal fs=2 [*] replicate=2 or "
+            "fs=2 [*] replicate=4 or fs=4 [*] replicate=2$",
+        ),
+        (
+            {"dp": 4, "tp": 2, "fs": 2, "replicate": 3},
+            "= 6 does not divide the world of 8 ranks; nearest legal fs=1 [*] replicate=1$",
+        ),
         ({"order": "tp-xx"}, "unknown dimension 'xx'"),
         ({"ring": 2, "order": "tp-pp"}, "leaves out sp, which has 2 ranks"),
     ],
@@ -248,7 +257,25 @@ def test_impossible_degrees_name_the_nearest_legal_ones(
             "cfg: 1, 3; ulysses: 1, 3; or a world of 4 or 8 ranks",
         ),
         (7, {"cfg": 2}, "nearest legal: cfg: 1, 7; or a world of 6 or 8 ranks"),
-        (2, {"cfg": 3, "tp": 3}, "nearest legal: a world of 9 ranks"),
+        (
+            2,
+            {"cfg": 3, "tp": 3},
+            "nearest legal: cfg=1 [*] tp=2 or cfg=2 [*] tp=1; or a world of 9 ranks",
+        ),
+        (4, {"cfg": 3, "ulysses": 3}, "legal: cfg=2 [*] ulysses=2; or a world of 9 ranks"),
+        (8, {"cfg": 2, "ulysses": 5, "tp": 3}, "legal: cfg=2 [*] ulysses=4 [*] tp=1; or a world"),
+        (
+            8,
+            {"dp": 1, "ulysses": 3, "ring": 3},
+            "legal: dp=1 [*] ring=2 [*] ulysses=4 or dp=1 [*] ring=4 [*] ulysses=2; or a world",
+        ),
+        (8, {"fs": 5, "replicate": 3}, "nearest legal fs=4 [*] replicate=2$"),
+        (
+            8,
+            {"dp": 1, "fs": 4, "vae": 6},
+            "fs=4 with vae=6 lays out 12 ranks, but the world has 8; nearest legal: vae: 8; or a "
+            "world of 12 ranks",
+        ),
         (4, {"dp": 1}, "lays out 1 rank, but the world has 4; nearest legal: dp: 4"),
         (8, {"dp": 1, "ulysses": 3}, "lays out 3 ranks, but .* 8; nearest legal: ulysses: 8"),
         (8, {"dp": 1, "fs": 3}, "fs=3 lays out 3 ranks, but the world has 8; nearest legal: fs: 8"),

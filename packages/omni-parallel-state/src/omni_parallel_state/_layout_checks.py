@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
+from math import gcd, prod
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state._legal_values import divisors, listing, nearest, product_text, ranks_text
+from omni_parallel_state._nearest_degrees import covered, may_change, nearest_combinations
 
 
 def check_hsdp(world_size: int, fs: int, replicate: int, weight_strides: Mapping[str, int]) -> None:
@@ -23,26 +24,21 @@ def check_hsdp(world_size: int, fs: int, replicate: int, weight_strides: Mapping
     Raises:
         ParallelConfigError: Names the nearest values that work.
     """
-
-    def legal(block: int) -> bool:
-        fits = world_size % block == 0
-        return fits and not any(stride % block for stride in weight_strides.values())
-
-    if legal(fs * replicate):
+    # A block must divide the world and each stride, which is to divide what all have in common.
+    legal = gcd(world_size, *weight_strides.values())
+    block = {"fs": fs, "replicate": replicate}
+    if legal % covered(block) == 0:
         return
     why = f"does not divide the world of {ranks_text(world_size)}"
-    if world_size % (fs * replicate) == 0:
+    if world_size % covered(block) == 0:
         peers = " and ".join(weight_strides)
         why = f"would shard weights over peers of {peers}, whose weights differ"
-    candidates = divisors(world_size)
     options = {
-        f"fs with replicate={replicate}": nearest(
-            (n for n in candidates if legal(n * replicate)), fs
-        ),
-        f"replicate with fs={fs}": nearest((n for n in candidates if legal(fs * n)), replicate),
+        f"fs with replicate={replicate}": _alternatives(legal, block, "fs"),
+        f"replicate with fs={fs}": _alternatives(legal, block, "replicate"),
     }
-    asked = product_text({"fs": fs, "replicate": replicate})
-    msg = f"{asked} {why}; nearest legal {_options_text(options)}"
+    proposed = _options_text(options) or _combinations_text(legal, block)
+    msg = f"{product_text(block)} {why}; nearest legal {proposed}"
     raise ParallelConfigError(msg)
 
 
@@ -66,22 +62,47 @@ def world_error(world_size: int, degrees: Mapping[str, int], *, exact: bool) -> 
         degrees: The degrees that were asked for.
         exact: The degrees must multiply to the world; else to a divisor of it.
     """
-    product = prod(degrees.values())
-    options: dict[str, list[int]] = {}
-    for name, degree in degrees.items():
-        rest, remainder = divmod(world_size, product // degree)
-        if remainder or not (degree > 1 or name == "dp"):
-            continue
-        options[name] = [rest] if exact else nearest(divisors(rest), degree)
-    below = world_size // product * product
-    worlds = [product] if exact else [n for n in (below, below + product) if n]
-    asked = product_text(degrees)
-    why = f"{asked} does not divide the world of {ranks_text(world_size)}"
+    ranks = covered(degrees)
+    options = {
+        name: _alternatives(world_size, degrees, name, exact=exact)
+        for name, degree in degrees.items()
+        if may_change(name, degree)
+    }
+    proposed = _options_text(options) or _combinations_text(world_size, degrees, exact=exact)
+    below = world_size // ranks * ranks
+    worlds = [ranks] if exact else [n for n in (below, below + ranks) if n]
+    why = f"{product_text(degrees)} does not divide the world of {ranks_text(world_size)}"
     if exact:
-        why = f"{asked} lays out {ranks_text(product)}, but the world has {world_size}"
-    alternatives = f"{_options_text(options)}; or " if options else ""
+        why = f"{_laid_out_text(degrees)}, but the world has {world_size}"
     sizes = f"{worlds[0]} or {ranks_text(worlds[1])}" if worlds[1:] else ranks_text(worlds[0])
-    return ParallelConfigError(f"{why}; nearest legal: {alternatives}a world of {sizes}")
+    return ParallelConfigError(f"{why}; nearest legal: {proposed}; or a world of {sizes}")
+
+
+def _alternatives(
+    total: int, degrees: Mapping[str, int], name: str, *, exact: bool = False
+) -> list[int]:
+    """The nearest values of one degree that work with the others as they are."""
+    found = ((degree, covered({**degrees, name: degree})) for degree in divisors(total))
+    fit = (degree for degree, n in found if (n == total if exact else total % n == 0))
+    return nearest(fit, degrees[name])
+
+
+def _combinations_text(total: int, degrees: Mapping[str, int], *, exact: bool = False) -> str:
+    combinations = nearest_combinations(total, degrees, exact=exact)
+    asked = {name for name, degree in degrees.items() if may_change(name, degree)}
+    return " or ".join(
+        " * ".join(f"{name}={degree}" for name, degree in found.items() if name in asked)
+        for found in combinations
+    )
+
+
+def _laid_out_text(degrees: Mapping[str, int]) -> str:
+    """What degrees were asked for and how many ranks they make; vae is no factor of them."""
+    others = {name: degree for name, degree in degrees.items() if name != "vae"}
+    vae = degrees.get("vae", 1)
+    if vae == 1 or prod(others.values()) == 1:
+        return f"{product_text(degrees)} lays out {ranks_text(covered(degrees))}"
+    return f"{product_text(others)} with vae={vae} lays out {ranks_text(covered(degrees))}"
 
 
 def _options_text(options: Mapping[str, Iterable[int]]) -> str:

@@ -19,6 +19,7 @@ from omni_group_coordinator import (
     halo_exchange,
     ring_shift,
 )
+from omni_group_coordinator.named_barrier import with_global_ranks
 from rank_harness import RankPool
 
 Operation = Callable[[GroupCoordinator], object]
@@ -132,7 +133,40 @@ def barrier_without_two() -> str:
 
 def test_a_barrier_names_the_ranks_that_did_not_come(ranks: RankPool):
     message = ranks.run(barrier_without_two, world_size=4)[0]
-    assert "1, 3" in message.splitlines()[0]
+    assert message.splitlines()[0].endswith(": ranks 1, 3 did not come to the barrier in 1000 ms")
+
+
+def barrier_of_three_without_two() -> str:
+    """Global ranks 1, 2 and 3 are group ranks 0, 1 and 2."""
+    timeout = timedelta(seconds=1)
+    ranks = [[0], [1, 2, 3]]
+    group = GroupCoordinator(ranks, dist.get_rank(), "gloo", name="late", timeout=timeout)
+    if dist.get_rank() in (0, 2):
+        time.sleep(1.5)
+        return ""
+    return raised(group.barrier, CommunicationError).splitlines()[0]
+
+
+def test_a_barrier_names_missing_ranks_by_their_global_ranks(ranks: RankPool):
+    messages = ranks.run(barrier_of_three_without_two, world_size=4)
+    assert messages[1].endswith(": rank 2 did not come to the barrier in 1000 ms")
+    assert "rank 1, to which the others report, did not let this one pass" in messages[3]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (
+            "[Rank 0]: Ranks 1, 3 failed to pass monitoredBarrier in 1000 ms",
+            "ranks 5, 7 did not come to the barrier in 1000 ms",
+        ),
+        ("[Rank 0]: Rank 2 failed to pass monitoredBarrier in 9 ms", "rank 6 did not come"),
+        ("Rank 2 successfully reached monitoredBarrier, but", "rank 4, to which the others report"),
+        ("rank 1 is late", "rank 1 is late (group ranks; their global ranks are 4, 5, 6, 7)"),
+    ],
+)
+def test_group_ranks_in_words_of_torch_become_global_ranks(reason: str, said: str):
+    assert with_global_ranks(reason, (4, 5, 6, 7)).startswith(said)
 
 
 def debug_timeout() -> str:

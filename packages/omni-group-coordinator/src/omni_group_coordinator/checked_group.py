@@ -25,6 +25,7 @@ from omni_group_coordinator.errors import (
     ParallelError,
     reason_of,
 )
+from omni_group_coordinator.named_barrier import named_barrier
 from omni_group_coordinator.payload import byte_count, transportable
 from omni_group_coordinator.pending_work import PendingWork, wait_all
 from omni_group_coordinator.process_groups import ProcessGroups, serves_cpu
@@ -274,13 +275,9 @@ class CheckedGroup:
         """Wait until every rank is here; where the backend can, name the ranks that are not."""
         self.agree("barrier", (), torch.uint8)
         if str(dist.get_backend(self.cpu_group)) == "gloo":
-            self.run("barrier", self._named_barrier)
+            self.run("barrier", lambda: named_barrier(self.cpu_group, self.ranks, self.timeout))
         else:
             self.run("barrier", lambda: dist.barrier(group=self.cpu_group))
-
-    def _named_barrier(self) -> None:
-        # monitored_barrier is the one operation of torch that names who is missing.
-        dist.monitored_barrier(self.cpu_group, timeout=self.timeout, wait_all_ranks=True)
 
     # -- point to point --------------------------------------------------------------------
 

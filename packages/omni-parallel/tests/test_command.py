@@ -45,6 +45,15 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--size", "128x7"], ["height 7", "nearest: 16 and 32"]),
         (["--size", "4096"], ["width 4096", f"nearest: {MAX_SIZE}"]),
         (["--size", "0"], ["width 0", "nearest: 16"]),
+        (
+            ["--ranks", "26", "--size", "16"],
+            [
+                "26 ranks cannot share a picture of 16 x 16 pixels, which has 1 token of 16 x 16; "
+                "legal here: up to 1 rank, or 26 ranks from size 96 on"
+            ],
+        ),
+        (["--ranks", "9", "--size", "64x32"], ["has 8 tokens", "up to 8 ranks", "size 48 on"]),
+        (["--ranks", "64", "--size", "112x128"], ["has 56 tokens", "up to 56", "size 128 on"]),
         (["--prompt", "a crimson blob"], ["crimson, blob", "it knows: ", "circle"]),
         (["--prompt", "a red circle " * 12], ["tokens, and the model reads", "shorten it"]),
         (["--out", "/no/such/folder/sheet.png"], ["--out", "/no/such/folder"]),
@@ -83,12 +92,12 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
 ) -> None:
     monkeypatch.setattr(command, "launch", fake_launch(error))
     out = tmp_path / "sheet.png"
-    result = run("--prompt", "a red circle", "--size", "16", "--ranks", "3", "--out", str(out))
+    result = run("--prompt", "a red circle", "--size", "32", "--ranks", "4", "--out", str(out))
     assert result.exit_code == status, result.output
     assert ("same pictures" if status == 0 else "DIFFERENT PICTURES") in result.output
     assert out.read_bytes().startswith(b"\x89PNG")
     assert str(out) in result.output.replace("\n", "")
-    assert "3.00 x" in result.output
+    assert "4.00 x" in result.output
     assert all(len(line) <= 100 for line in result.output.splitlines() if "sheet.png" not in line)
 
 
@@ -98,7 +107,7 @@ def test_too_few_accelerators_are_left_for_the_cpu(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(command, "launch", fake_launch(0.0))
-    result = run("--prompt", "a red circle", "--size", "16", "--out", str(tmp_path / "a.png"))
+    result = run("--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 0, result.output
     assert "2 ranks need as many accelerators, here is 1: using the CPU" in result.output
 
@@ -111,7 +120,7 @@ def test_a_sheet_that_cannot_be_written_does_not_cost_the_table(
 
     monkeypatch.setattr(command, "launch", fake_launch(0.0))
     monkeypatch.setattr(command, "write_sheet", full)
-    result = run("--prompt", "a red circle", "--size", "16", "--out", str(tmp_path / "a.png"))
+    result = run("--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 1
     assert "2.00 x" in result.output
     assert "No space left on device" in result.output

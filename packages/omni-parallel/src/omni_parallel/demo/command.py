@@ -14,7 +14,14 @@ from rich.progress import Progress, TaskID
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.demo.launch import RunResult, launch
 from omni_parallel.demo.pipeline import load_pipeline, token_pixels
-from omni_parallel.demo.request import MAX_SIZE, PROMPTS, DemoRequest, check_prompts, check_size
+from omni_parallel.demo.request import (
+    MAX_SIZE,
+    PROMPTS,
+    DemoRequest,
+    check_prompts,
+    check_ranks,
+    check_size,
+)
 from omni_parallel.demo.sheet import write_sheet
 from omni_parallel.demo.table import TOLERANCE, comparison, layout_name
 from omni_parallel_state import ParallelLayout
@@ -87,7 +94,7 @@ def demo(
     request = DemoRequest(
         prompts=prompts or PROMPTS, steps=steps, seed=seed, width=size[0], height=size[1]
     )
-    _check(request, out)
+    _check(request, ranks, out)
     device = _device_for(ranks, console)
     single, parallel = _run_both(request, ranks, device, console)
     _report(request, single, parallel, out, console)
@@ -101,7 +108,7 @@ def _device_for(ranks: int, console: Console) -> str | None:
     return "cpu" if devices < ranks else None
 
 
-def _check(request: DemoRequest, out: Path) -> None:
+def _check(request: DemoRequest, ranks: int, out: Path) -> None:
     """Find every mistake that can be found before a rank starts."""
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         msg = f"cannot write {out}: {out.parent.absolute()} is no folder that can be written to"
@@ -112,6 +119,7 @@ def _check(request: DemoRequest, out: Path) -> None:
     try:
         pipeline = load_pipeline(torch.device("cpu"))
         check_size(request, token_pixels(pipeline))
+        check_ranks(request, ranks, token_pixels(pipeline))
         check_prompts(request, pipeline)
     except ParallelConfigError as error:
         raise click.UsageError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from omni_group_coordinator import ParallelConfigError
@@ -78,6 +79,33 @@ def check_size(request: DemoRequest, multiple: int) -> None:
                 f"{multiple} pixels, up to {MAX_SIZE}; nearest: {near}"
             )
             raise ParallelConfigError(msg)
+
+
+def check_ranks(request: DemoRequest, ranks: int, multiple: int) -> None:
+    """Check that there is a token of the picture for every rank.
+
+    Args:
+        request: The run, of a size that the pipeline can make.
+        ranks: Ranks that share the tokens of a picture.
+        multiple: Pixels of one side of a token.
+
+    Raises:
+        ParallelConfigError: With the ranks and the size that would work.
+    """
+    tokens = (request.width // multiple) * (request.height // multiple)
+    if ranks > tokens:
+        side = multiple * (isqrt(ranks - 1) + 1)  # the smallest square with as many tokens
+        pixels = f"{request.width} x {request.height} pixels"
+        msg = (
+            f"{ranks} ranks cannot share a picture of {pixels}, which has {_count(tokens, 'token')}"
+            f" of {multiple} x {multiple}; legal here: up to {_count(tokens, 'rank')}, or "
+            f"{ranks} ranks from size {side} on"
+        )
+        raise ParallelConfigError(msg)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_prompts(request: DemoRequest, pipeline: FluxPipeline) -> None:

@@ -273,6 +273,46 @@ def test_all_to_all_with_uneven_and_empty_pieces_is_inverted_by_its_reverse(
 # -- broadcast --------------------------------------------------------------------------------
 
 
+def exchange_flat() -> None:
+    for debug in (False, True):
+        group = everyone(debug=debug)
+        size, rank = group.world_size, group.rank
+        # What rank s sends to rank r: r + 2 s elements, so rank 0 keeps nothing of its own.
+        pieces = {(s, r): seeded(10 * s + r, r + 2 * s) for s in range(size) for r in range(size)}
+        sends = [rank * 2 + r for r in range(size)]
+        receives = [s * 2 + rank for s in range(size)]
+        mine = torch.cat([pieces[rank, r] for r in range(size)])
+        strided = torch.stack([mine, mine], 1)[:, 0]
+        expected = torch.cat([pieces[s, rank] for s in range(size)])
+        for tensor in (mine, strided):
+            with record_traffic() as traffic:
+                same(group.all_to_all_flat(tensor, sends, receives), expected)
+            assert traffic.bytes_sent["all_to_all"] == 4 * (sum(sends) - sends[rank])
+
+
+@worlds
+def test_pieces_of_a_vector_reach_their_ranks(ranks: RankPool, world_size: int):
+    ranks.run(exchange_flat, world_size=world_size)
+
+
+def refuse_flat() -> None:
+    group = everyone()
+    for tensor, sends, receives, text in (
+        (seeded(1, 2, 2), [2, 2], [2, 2], "takes a vector; got shape"),
+        (seeded(1, 4), [2, 1], [2, 1], "add up to 3"),
+        (seeded(1, 4), [2, 2], [4], "needs 2 lengths"),
+        (seeded(1, 4), [2, 2], [3, 3], "keeps 2 elements"),
+    ):
+        with pytest.raises(ParallelConfigError, match=text):
+            group.all_to_all_flat(tensor, sends, receives)
+
+
+def test_sizes_that_do_not_fit_a_vector_are_refused(ranks: RankPool):
+    ranks.run(refuse_flat)
+    alone = GroupCoordinator([[0]], 0, "gloo")
+    same(alone.all_to_all_flat(seeded(1, 3), [3], [3]), seeded(1, 3))
+
+
 def broadcast_from_each() -> None:
     group = everyone()
     for src in range(group.world_size):

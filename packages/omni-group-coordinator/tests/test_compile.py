@@ -37,6 +37,11 @@ FORWARDS: dict[str, Forward] = {
     "all_to_all, uneven": lambda g, x: g.all_to_all(
         x.sin(), 1, 2, scatter_lengths=[5, 1, *[0] * (g.world_size - 2)]
     ),
+    "all_to_all_flat": lambda g, x: g.all_to_all_flat(
+        x.sin().view(-1),
+        [48, *[0] * (g.world_size - 1)],
+        [48 * (g.rank_in_group == 0)] * g.world_size,
+    ),
     "broadcast": lambda g, x: g.broadcast(x.sin(), 1) * 2,
     "broadcast of a strided tensor": lambda g, x: g.broadcast(x.sin().transpose(0, 1), 1) * 2,
     "ring_shift": lambda g, x: ring_shift(x.sin(), g) * 2,

@@ -127,7 +127,7 @@ def checked_lengths(
     own = tensor.shape[dim]
     if lengths is None:
         return [own] * place.size
-    _check_count(place, lengths)
+    check_count(place, lengths)
     if lengths[place.rank] != own:
         msg = (
             f"group rank {place.rank} of group {place.name!r} holds a tensor of shape "
@@ -158,7 +158,7 @@ def split_lengths(
             )
             raise ParallelConfigError(msg)
         return [whole // place.size] * place.size
-    _check_count(place, lengths)
+    check_count(place, lengths)
     if sum(lengths) != whole:
         msg = (
             f"lengths={list(lengths)} add up to {sum(lengths)}, but dimension {dim} of shape "
@@ -168,7 +168,12 @@ def split_lengths(
     return list(lengths)
 
 
-def _check_count(place: Place, lengths: Sequence[int]) -> None:
+def check_count(place: Place, lengths: Sequence[int]) -> None:
+    """Check that there is one length for each rank.
+
+    Raises:
+        ParallelConfigError: Another number of lengths, or a negative one.
+    """
     if len(lengths) != place.size or any(length < 0 for length in lengths):
         msg = (
             f"lengths={list(lengths)} for group {place.name!r}: it needs {place.size} lengths, "

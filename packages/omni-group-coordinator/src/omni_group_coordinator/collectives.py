@@ -19,9 +19,11 @@ from omni_group_coordinator.checked_group import CheckedGroup, Place
 from omni_group_coordinator.checks import (
     agree_on_refusals,
     any_length,
+    check_count,
     checked_exchange,
     checked_pieces,
     checked_split,
+    split_lengths,
 )
 from omni_group_coordinator.errors import ParallelConfigError
 from omni_group_coordinator.payload import check_reducible, check_strided, is_plain, resolved
@@ -214,6 +216,52 @@ def all_to_all(
         shape[gather_dim] = sum(gather_lengths)
         return out.view(shape)  # the pieces lie in order already
     return torch.cat(_pieces(out, shapes), gather_dim)
+
+
+@agree_on_refusals
+def all_to_all_flat(
+    group: CheckedGroup, tensor: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int]
+) -> Tensor:
+    """Send consecutive pieces of a vector to the ranks, and join what arrives in rank order.
+
+    Args:
+        group: The ranks.
+        tensor: One dimension: the piece for rank 0, then that for rank 1, and so on.
+        send_sizes: Elements for each rank; they add up to the tensor.
+        receive_sizes: Elements from each rank.
+
+    Raises:
+        ParallelConfigError: The tensor has other dimensions, or the sizes do not fit.
+    """
+    sent, received = check_flat(group, tensor, send_sizes, receive_sizes)
+    group.agree("all_to_all", ("*",), tensor.dtype)
+    if group.debug and not torch.compiler.is_compiling():
+        group.agree_on_exchange("all_to_all", sizes_text(sent), sizes_text(received))
+    out = tensor.new_empty(sum(received))
+    group.all_to_all(out, resolved(tensor).contiguous(), received, sent)
+    return out
+
+
+def check_flat(
+    place: Place, tensor: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """What `all_to_all_flat` refuses; else the sizes.
+
+    Raises:
+        ParallelConfigError: The tensor has other dimensions than one, or the sizes do not fit.
+    """
+    if tensor.ndim != 1:
+        msg = f"all_to_all_flat takes a vector; got shape {tuple(tensor.shape)}; flatten it"
+        raise ParallelConfigError(msg)
+    sent = split_lengths(place, tensor, 0, send_sizes)
+    check_count(place, receive_sizes)
+    if sent[place.rank] != receive_sizes[place.rank]:
+        msg = (
+            f"group rank {place.rank} of group {place.name!r} keeps {sent[place.rank]} elements "
+            f"for itself by send_sizes, but {receive_sizes[place.rank]} by receive_sizes"
+        )
+        raise ParallelConfigError(msg)
+    return sent, list(receive_sizes)
 
 
 def check_reduce(tensor: Tensor) -> None:

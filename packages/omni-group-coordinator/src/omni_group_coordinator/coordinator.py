@@ -21,8 +21,8 @@ class GroupCoordinator(GroupMessages):
     See `GroupMembership` for how it is built. Every tensor may have any layout in memory and any
     dtype that the backend moves (float8 travels as bytes). Lengths that differ between ranks
     are given by the caller; no rank asks another for a size. `all_reduce`, `all_gather`,
-    `reduce_scatter`, `all_to_all` and `broadcast` trace under ``torch.compile(fullgraph=True)``.
-    A failure raises `CommunicationError` naming the group, its
+    `reduce_scatter`, `all_to_all`, `all_to_all_flat` and `broadcast` trace under
+    ``torch.compile(fullgraph=True)``. A failure raises `CommunicationError` naming the group, its
     ranks and the operation.
     """
 
@@ -142,6 +142,29 @@ class GroupCoordinator(GroupMessages):
         return collectives.all_to_all(
             self.checked, input_, scatter_dim, gather_dim, scatter_lengths, gather_lengths
         )
+
+    def all_to_all_flat(
+        self, input_: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int]
+    ) -> Tensor:
+        """Send consecutive pieces of a vector to the ranks, and join what arrives in rank order.
+
+        For pieces that are no slices of one tensor, such as those of several tensors packed.
+
+        Args:
+            input_: ``(elements,)``: the piece for rank 0, then that for rank 1, and so on.
+            send_sizes: Elements for each rank; they add up to the vector.
+            receive_sizes: Elements from each rank.
+
+        Returns:
+            ``(sum of receive_sizes,)``.
+
+        Raises:
+            ParallelConfigError: No vector, or sizes that do not fit it.
+        """
+        if self.checked is None:
+            collectives.check_flat(self._alone, input_, send_sizes, receive_sizes)
+            return input_
+        return collectives.all_to_all_flat(self.checked, input_, send_sizes, receive_sizes)
 
     def broadcast(self, input_: Tensor, src: int = 0) -> Tensor:
         """Fill the tensor with that of group rank ``src``, in place; returns the tensor."""

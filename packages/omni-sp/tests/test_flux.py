@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError, ParallelError, record_traffic
 from omni_parallel_state import ParallelLayout, ParallelState
-from omni_sp import SequenceParallelConfig, apply_sequence_parallel, remove_sequence_parallel
+from omni_sp import (
+    SequenceParallelConfig,
+    SequenceParallelInput,
+    apply_sequence_parallel,
+    remove_sequence_parallel,
+)
+from omni_sp.plan_source import converted_plan
+from omni_sp.plans import KNOWN_PLANS
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -141,14 +148,17 @@ def break_the_call() -> list[str]:
         handle = apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
         for wrong in (
             {"hidden_states": torch.randn(9, 8)},
-            {"img_ids": torch.randn(1, 9, 3)},
+            {"img_ids": torch.randn(8, 3)},
             {"encoder_hidden_states": [1, 2]},
         ):
             with pytest.raises(ParallelError) as caught:
                 model(**(good | wrong))
             texts.append(str(caught.value))
-        with pytest.raises(ParallelError, match=r"1 [+] 1 tokens over 2 ranks .* at most 1 ranks"):
-            model(**inputs(1, 1, 1))
+        tiny = inputs(1, 1, 1)  # less tokens than ranks: they stay whole
+        handle.remove()
+        alone = model(**tiny)[0]
+        handle = apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
+        assert relative_error(model(**tiny)[0], alone) < RTOL
         with pytest.raises(RuntimeError):  # the model's own error, in the middle of the region
             model(**(good | {"pooled_projections": torch.randn(1, 3)}))
         with pytest.raises(ParallelConfigError, match="already"):
@@ -169,7 +179,9 @@ def test_a_call_that_fails_names_what_was_expected_and_leaves_nothing(ranks: Any
     for texts in ranks.run(break_the_call):
         assert "model FluxTransformer2DModel, parameter 'hidden_states'" in texts[0]
         assert "expected 3 dimensions; found shape (9, 8)" in texts[0]
-        assert "'img_ids': expected 2 dimensions; found shape (1, 9, 3)" in texts[1]
+        assert (
+            "'img_ids': expected 9 tokens in dimension -2, as many as 'hidden_states'" in texts[1]
+        )
         assert "'encoder_hidden_states': expected a tensor; found list" in texts[2]
 
 
@@ -197,45 +209,99 @@ def test_a_copied_model_runs_its_own_weights_and_a_dropped_one_is_freed(ranks: A
     ranks.run(copy_and_drop)
 
 
-def other_attention() -> str:
+def other_attention() -> list[str]:
     """A model whose attention is not torch's own must not pass for a parallel one."""
-    model = flux()
+    texts = []
     state = ParallelState(ParallelLayout(ulysses=2))
 
     def attend(attn: nn.Module, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states
 
+    model = flux()
     for block in model.single_transformer_blocks:  # type: ignore[union-attr]
         block.attn.processor = attend
-    model.transformer_blocks = nn.ModuleList()
+    with pytest.raises(ParallelConfigError) as refused:
+        apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
+    texts.append(str(refused.value))
+    model = flux(layers=0)
     apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
+    for block in model.single_transformer_blocks:  # type: ignore[union-attr]
+        block.attn.processor = attend
     with torch.no_grad(), pytest.raises(ParallelError) as caught:
         model(**inputs(3, 3, 4))
-    return str(caught.value)
+    texts.append(str(caught.value))
+    return texts
 
 
 def test_attention_that_is_not_torchs_own_is_an_error(ranks: Any) -> None:
-    for text in ranks.run(other_attention):
-        assert "no attention came through torch's scaled_dot_product_attention" in text
+    for refused, caught in ranks.run(other_attention):
+        assert "attention of module 'single_transformer_blocks.0.attn'" in refused
+        assert "no attention ran over the whole of it" in caught
 
 
-def compile_it(kind: str) -> float:
+def padded_plan(ulysses: int, ring: int) -> list[float]:
+    """With shards padded to one length: biases and shifts make padding anything but zero."""
     model = flux()
+    plan: Any = dict(KNOWN_PLANS["FluxTransformer2DModel"])
+    padded = SequenceParallelInput(1, expected_dims=3, attends=True, auto_pad=True)
+    plan[""] = plan[""] | {"hidden_states": padded, "encoder_hidden_states": padded}
+    state = ParallelState(ParallelLayout(ulysses=ulysses, ring=ring))
+    config = SequenceParallelConfig(ulysses, ring)
+    calls = [inputs(3, 5, 5), inputs(3, 3, 7, batch=2), inputs(4, 4, 8)]
+    with torch.no_grad():
+        expected = [model(**call)[0] for call in calls]
+        with apply_sequence_parallel(model, config, plan, state=state):
+            found = [model(**call)[0] for call in calls]
+    return [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize(("ulysses", "ring"), [(2, 1), (1, 2), (2, 2)])
+def test_padded_tokens_contribute_nothing(ranks: Any, ulysses: int, ring: int) -> None:
+    for errors in ranks.run(padded_plan, ulysses, ring, world_size=ulysses * ring):
+        assert max(errors) < RTOL
+
+
+def declared_plan() -> float:
+    """By the plan that diffusers declares for its own context parallelism."""
+    model = flux()
+    plan = converted_plan(model._cp_plan)  # type: ignore[arg-type]
     state = ParallelState(ParallelLayout(ulysses=2))
-    call = inputs(3, 5, 4)
+    call = inputs(3, 5, 5)
     with torch.no_grad():
         expected = model(**call)[0]
-        apply_sequence_parallel(model, SequenceParallelConfig(2), state=state)
-        if kind == "model":
-            return relative_error(torch.compile(model, backend="eager")(**call)[0], expected)
-        for block in (*model.transformer_blocks, *model.single_transformer_blocks):  # type: ignore[misc]
-            block.compile(backend="eager")
-        return relative_error(model(**call)[0], expected)
+        with apply_sequence_parallel(model, SequenceParallelConfig(2), plan, state=state):
+            return relative_error(model(**call)[0], expected)
 
 
-@pytest.mark.parametrize("kind", ["model", "blocks"])
-def test_a_compiled_model_or_block_gives_the_same_result(ranks: Any, kind: str) -> None:
-    assert max(ranks.run(compile_it, kind)) < RTOL
+def test_the_plan_that_diffusers_declares_gives_the_same_result(ranks: Any) -> None:
+    assert max(ranks.run(declared_plan)) < RTOL
+
+
+def chosen_backend(ulysses: int, ring: int, exchange: Any) -> float | str:
+    model = flux()
+    model.set_attention_backend("_native_math")  # type: ignore[operator]
+    state = ParallelState(ParallelLayout(ulysses=ulysses, ring=ring))
+    config = SequenceParallelConfig(ulysses, ring, kv_exchange=exchange)
+    call = inputs(3, 5, 5)
+    try:
+        with torch.no_grad():
+            expected = model(**call)[0]
+            with apply_sequence_parallel(model, config, state=state):
+                compiled = torch.compile(model, backend="eager", fullgraph=True)
+                errors = [relative_error(m(**call)[0], expected) for m in (model, compiled)]
+                return max(errors)
+    except ParallelConfigError as error:
+        return str(error)
+    finally:
+        model.set_attention_backend("native")  # type: ignore[operator]  diffusers' is global
+
+
+def test_the_attention_backend_of_the_model_is_used(ranks: Any) -> None:
+    assert max(ranks.run(chosen_backend, 2, 1, "ring")) < RTOL
+    assert max(ranks.run(chosen_backend, 1, 2, "allgather")) < RTOL
+    for text in ranks.run(chosen_backend, 1, 2, "ring"):
+        assert "diffusers' backend '_native_math' does not give" in text
+        assert "legal: kv_exchange='allgather', Ulysses" in text
 
 
 def test_one_rank_is_the_identity_and_needs_no_process_group() -> None:

@@ -9,7 +9,13 @@ import torch
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import ParallelLayout, ParallelState
-from omni_sp import sp_gather, sp_shard
+from omni_sp import (
+    ShardingValidator,
+    get_sharding_validator,
+    sp_gather,
+    sp_shard,
+    sp_shard_with_padding,
+)
 
 
 def there_and_back(world_size: int, lengths: list[int]) -> list[int]:
@@ -52,9 +58,93 @@ def test_an_uneven_length_is_refused_unless_asked_for(ranks: Any) -> None:
     for uneven, wrong in ranks.run(refused):
         assert "length 5 of dimension 1" in uneven
         assert "nearest lengths that can: 4 and 6" in uneven
-        assert "lengths=[4, 3]" in wrong
+        assert "has a shard of shape (1, 2), of length 2 along dimension 1" in wrong
+        assert "of a whole of length 7 it holds " in wrong
 
 
 def test_without_a_state_the_remedy_is_named() -> None:
     with pytest.raises(RuntimeError, match="initialize_model_parallel"):
         sp_shard(torch.ones(2, 2), 0)
+
+
+def padded_there_and_back(world_size: int) -> list[int]:
+    state = ParallelState(ParallelLayout(ulysses=world_size))
+    added = []
+    with state.use():
+        for length in (9, 10, 1, 8):
+            for dim in (0, 1, -1):
+                shape = [2, 3, 5]
+                shape[dim] = length
+                whole = torch.randn(shape, generator=torch.Generator().manual_seed(length))
+                shard, padding = sp_shard_with_padding(whole, dim, pad_value=-7.0)
+                joined = sp_gather(shard, dim)
+                assert torch.equal(joined.narrow(dim, 0, length), whole)
+                assert (joined.narrow(dim, length, padding) == -7).all()
+            added.append(padding)
+        flags, padding = sp_shard_with_padding(torch.ones(5, dtype=torch.bool), 0)
+        assert flags.dtype is torch.bool
+        assert sp_gather(flags, 0).sum() == 5
+    return added
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_padding_is_added_and_cut_along_the_dimension_that_was_split(
+    ranks: Any, world_size: int
+) -> None:
+    expected = [-length % world_size for length in (9, 10, 1, 8)]
+    for added in ranks.run(padded_there_and_back, world_size, world_size=world_size):
+        assert added == expected
+
+
+def validated() -> list[str]:
+    texts = []
+    state = ParallelState(ParallelLayout(ulysses=2))
+    whole = torch.arange(12.0).view(2, 6)
+    validator = ShardingValidator(state)
+
+    def fails(call: Any) -> None:
+        with pytest.raises(ParallelConfigError) as caught:
+            call()
+        texts.append(str(caught.value))
+
+    fails(validator.validate)
+    with validator.track():
+        shard = validator.shard(whole, "tokens", 1)
+        fails(lambda: validator.shard(whole, "tokens", 0))
+        fails(lambda: validator.gather(shard, "tokens", 0))
+        fails(lambda: validator.gather(shard[:, 1:], "tokens", 1))
+        fails(lambda: validator.gather(shard, "image", 1))
+        fails(validator.validate)
+        assert torch.equal(validator.gather(shard, "tokens", -1), whole)
+        validator.validate()
+        fails(lambda: validator.gather(shard, "tokens", 1))
+        uneven = validator.shard(whole[:, :5], "tokens", 1, validate_divisible=False)
+        assert torch.equal(validator.gather(uneven, "tokens", 1), whole[:, :5])
+    validator.validate()
+    assert validator.history == [
+        "shard 'tokens': (2, 6) along 1 to (2, 3)",
+        "gather 'tokens': along 1 to (2, 6)",
+        f"shard 'tokens': (2, 5) along 1 to (2, {uneven.shape[1]})",
+        "gather 'tokens': along 1 to (2, 5)",
+    ]
+    with state.use():  # outside of track it only does the work
+        silent = get_sharding_validator()
+        assert silent is get_sharding_validator()
+        assert torch.equal(silent.gather(silent.shard(whole, "x", 1), "x", 1), whole)
+        assert not silent.history
+    return texts
+
+
+def test_the_validator_finds_what_does_not_fit(ranks: Any) -> None:
+    parts = [
+        "nothing was recorded",
+        "'tokens' is sharded already, along dimension 1 of shape (2, 6)",
+        "was sharded along dimension 1 of shape (2, 6), and is gathered along 0; legal: dim=1",
+        "'tokens' has 3 tokens on this rank, and is gathered with a tensor of shape (2, 2)",
+        "gather of 'image', which was never sharded; sharded now: tokens",
+        "sharded and not gathered: 'tokens' ((2, 6) along dimension 1)",
+        "gather of 'tokens', which is gathered already; sharded now: nothing",
+    ]
+    for texts in ranks.run(validated):
+        for text, part in zip(texts, parts, strict=True):
+            assert part in text

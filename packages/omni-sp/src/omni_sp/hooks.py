@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod, ref
@@ -11,15 +12,21 @@ from torch.utils.hooks import RemovableHandle
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import ParallelState, get_parallel_state
+from omni_sp.application import Application
+from omni_sp.applied_plan import AppliedPlan, apply_plan, attention_owner
+from omni_sp.attention_site import AttentionSite
+from omni_sp.convolution import ConvolvedRows
 from omni_sp.handle import Handle
-from omni_sp.planned_module import PlannedModule, find_module
+from omni_sp.local_attention import LocalAttention
+from omni_sp.plan_checks import validate_sp_plan
+from omni_sp.plan_entries import SequenceParallelModelPlan
+from omni_sp.plan_source import get_sp_plan_from_model
+from omni_sp.planned_module import PlannedModule
+from omni_sp.rebinding import subclass_with
 from omni_sp.region_forward import RegionForward
-from omni_sp.sp_plan import (
-    SequenceParallelConfig,
-    SequenceParallelModelPlan,
-    get_sp_plan_from_model,
-    validate_sp_plan,
-)
+from omni_sp.sp_config import SequenceParallelConfig
+
+Undo = list[Callable[[], object]]
 
 _handles: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
 
@@ -33,14 +40,15 @@ def apply_sequence_parallel(
 ) -> Handle:
     """Split the sequence of a model over the ranks, with no change to its code.
 
-    Every rank calls the model with the same whole inputs and gets the same whole output. Each
-    attention layer costs a rank an all-to-all of query, key and value and one of the result:
-    ``4 (P - 1) / P**2`` times the bytes of a whole query for P ranks.
+    Every rank calls the model with the same whole inputs and gets the same whole output. What an
+    attention layer sends is `attention_volume`. Works under ``torch.compile(fullgraph=True)``, of
+    the model or of its blocks, compiled after or before.
 
     Args:
         module: The transformer (not the pipeline).
         config: How attention is computed; its degrees are those of the state.
-        plan: What to split and gather; default: the model's own, or the one known for its class.
+        plan: What to split, gather and attend over; default: the model's own, or the one known
+            for its class.
         state: The ranks; default: the current state.
 
     Returns:
@@ -52,7 +60,7 @@ def apply_sequence_parallel(
         RuntimeError: No state was given and none is current.
     """
     state = get_parallel_state() if state is None else state
-    _check_degrees(config, state)
+    config.check_degrees(state)
     if module in _handles:
         msg = "the module is sequence-parallel already; call remove() of its handle first"
         raise ParallelConfigError(msg)
@@ -63,26 +71,20 @@ def apply_sequence_parallel(
             "the attribute _sp_plan on the model"
         )
         raise ParallelConfigError(msg)
-    validate_sp_plan(plan)
-    planned = {
-        name: PlannedModule(name, find_module(module, name), entry) for name, entry in plan.items()
-    }
-    undo: list[Callable[[], object]] = []
+    validate_sp_plan(plan, module)
+    undo: Undo = []
     if state.sp.world_size > 1:  # one rank: the identity, at no cost
-        undo += [
-            hook.remove
-            for name, part in planned.items()
-            if name
-            for hook in _hook(find_module(module, name), part)
-        ]
-        # Weak, so that the table of handles does not keep the model alive.
-        give_back = WeakMethod(RegionForward(module, planned.get(""), state.sp).give_back)
-        undo.append(lambda: _call(give_back()))
+        applied = apply_plan(plan, module)
+        application = Application(state.sp, config.order, applied.masks())
+        try:
+            _apply(module, applied, application, config, undo)
+        except BaseException:
+            _undo(undo)
+            raise
     model = ref(module)
 
     def remove() -> None:
-        for call in undo:
-            call()
+        _undo(undo)
         if (alive := model()) is not None:
             _handles.pop(alive, None)
 
@@ -103,30 +105,88 @@ def remove_sequence_parallel(module: nn.Module) -> None:
     handle.remove()
 
 
+def _undo(undo: Undo) -> None:
+    while undo:
+        undo.pop()()
+
+
+def _apply(
+    model: nn.Module,
+    applied: AppliedPlan,
+    application: Application,
+    config: SequenceParallelConfig,
+    undo: Undo,
+) -> None:
+    for name, plan in applied.attentions.items():
+        site = AttentionSite(name, plan, application, config)
+        undo.append(_take_over(applied.modules[name], site))
+    for name, entry in applied.convolutions.items():
+        rows = ConvolvedRows(name, applied.modules[name], entry, application)
+        undo += [hook.remove for hook in rows.hook(applied.modules[name])]
+    for name in applied.local:
+        local = LocalAttention(name, applied.modules[name], application)
+        undo += [hook.remove for hook in local.hook(applied.modules[name])]
+    root: PlannedModule | None = None
+    for name, entries in applied.entries.items():
+        part = PlannedModule(name, applied.modules[name], application)
+        for planned in entries:
+            part.add(planned)
+        if name:
+            undo += [hook.remove for hook in _hook(applied.modules[name], part)]
+        else:
+            root = part
+    # Weak, so that the table of handles does not keep the model alive.
+    give_back = WeakMethod(RegionForward(model, root, application).give_back)
+    undo.append(lambda: _call(give_back()))
+
+
 def _call(function: Callable[[], None] | None) -> None:
     if function is not None:
         function()
 
 
-def _check_degrees(config: SequenceParallelConfig, state: ParallelState) -> None:
-    asked = (config.ulysses_degree, config.ring_degree)
-    layout = (state.layout.ulysses, state.layout.ring)
-    if asked != layout:
-        msg = (
-            f"ulysses_degree={asked[0]}, ring_degree={asked[1]}, but the parallel state was made "
-            f"with ulysses={layout[0]}, ring={layout[1]}; both must say the same"
-        )
-        raise ParallelConfigError(msg)
-
-
-def _hook(target: nn.Module, part: PlannedModule) -> tuple[RemovableHandle, RemovableHandle]:
+def _hook(target: nn.Module, part: PlannedModule) -> list[RemovableHandle]:
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         return part.split_inputs(args, kwargs)
 
-    def after(_: nn.Module, args: Any, output: Any) -> Any:
-        return part.change_outputs(output)
+    def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return part.change_outputs(args, kwargs, output)
 
-    return (
-        target.register_forward_pre_hook(before, with_kwargs=True),
-        target.register_forward_hook(after),
-    )
+    hooks = []
+    if part.has_inputs:
+        hooks.append(target.register_forward_pre_hook(before, with_kwargs=True))
+    if part.has_outputs:
+        hooks.append(target.register_forward_hook(after, with_kwargs=True))
+    return hooks
+
+
+def _take_over(module: nn.Module, site: AttentionSite) -> Callable[[], None]:
+    """Have the attention calls of a module made by a site; returns what undoes it."""
+    owner = attention_owner(module)
+    cls = type(owner)
+    subclass = subclass_with(cls, site.replacement)
+    if subclass is None:
+        msg = f"{cls.__name__} makes no attention call that could be taken over"
+        raise ParallelConfigError(msg)
+    site.prepare(getattr(owner, "_attention_backend", None))
+    if isinstance(owner, nn.Module):
+        owner.__class__ = subclass
+        weak_owner = ref(owner)
+        return lambda: _set_class(weak_owner(), subclass, cls)
+    # Not the processor itself: several modules may share one. They go on sharing its attributes.
+    stand_in = copy.copy(owner)
+    stand_in.__class__ = subclass
+    stand_in.__dict__ = owner.__dict__
+    module.processor = stand_in
+    weak_module = ref(module)
+    return lambda: _set_processor(weak_module(), stand_in, owner)
+
+
+def _set_class(owner: nn.Module | None, subclass: type, cls: type) -> None:
+    if owner is not None and type(owner) is subclass:
+        owner.__class__ = cls
+
+
+def _set_processor(module: nn.Module | None, stand_in: object, owner: object) -> None:
+    if module is not None and getattr(module, "processor", None) is stand_in:
+        module.processor = owner  # type: ignore[assignment]

@@ -2,53 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
-from omni_sp.region import ShardedRegion, current_region
-from omni_sp.sp_plan import InputPlan, OutputPlan, SequenceParallelInput, SequenceParallelOutput
+from omni_sp.application import Application
+from omni_sp.plan_entries import (
+    OPTIONAL,
+    REST,
+    AnySequenceParallelInput,
+    InputPlan,
+    OutputPlan,
+    SequenceParallelConcatInput,
+    SequenceParallelCount,
+    SequenceParallelInput,
+    SequenceParallelOutput,
+    SequenceParallelPartialInput,
+)
+from omni_sp.region import ShardedRegion, check_dims
+
+Entry = AnySequenceParallelInput | SequenceParallelOutput
+Items = tuple[Entry | None, ...]
 
 
 class PlannedModule:
-    """Applies the entry of a plan to the calls of a module.
+    """Applies the entries of a plan to the calls of a module.
 
     Args:
         name: Name of the module in the model; ``""`` for the model itself.
         module: The module.
-        entry: What the plan says of it.
+        application: Knows the region of the call that is under way; none to check a plan only.
 
     Raises:
-        ParallelConfigError: The entry names a parameter that the module's ``forward`` lacks.
+        ParallelConfigError: An entry names a parameter that the module's ``forward`` lacks.
     """
 
-    def __init__(self, name: str, module: nn.Module, entry: InputPlan | OutputPlan) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, application: Application | None = None
+    ) -> None:
+        self._application = application
         self._name = name
-        self._where = f"module {name!r}" if name else f"model {type(module).__name__}"
+        self._class = type(module).__name__
+        self._where = f"module {name!r}" if name else f"model {self._class}"
         self._positions = {
             key: index for index, key in enumerate(inspect.signature(module.forward).parameters)
         }
-        self._inputs: dict[str, SequenceParallelInput] = {}
-        self._outputs: dict[int, SequenceParallelInput | SequenceParallelOutput] = {}
-        if isinstance(entry, Mapping):
-            for key, split in entry.items():
-                if isinstance(key, int):
-                    self._outputs[key] = split
-                else:
-                    self._inputs[key] = split
-        else:
+        self._inputs: dict[str, Entry | Items] = {}
+        self._outputs: dict[int, Entry | Items] = {}
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether any input is planned."""
+        return bool(self._inputs)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether any output is planned."""
+        return bool(self._outputs)
+
+    def add(self, entry: InputPlan | OutputPlan) -> None:
+        """Take one more entry of the plan for this module.
+
+        Raises:
+            ParallelConfigError: It names a parameter that ``forward`` lacks, or one that has an
+                entry already.
+        """
+        if not isinstance(entry, Mapping):
             gathers = entry if isinstance(entry, tuple) else (entry,)
-            self._outputs.update((i, join) for i, join in enumerate(gathers) if join is not None)
-        for key in self._inputs:
-            if key not in self._positions:
-                msg = (
-                    f"the plan splits the parameter {key!r} of {self._where}, a "
-                    f"{type(module).__name__}, whose forward takes: {', '.join(self._positions)}"
-                )
-                raise ParallelConfigError(msg)
+            for index, join in enumerate(gathers):
+                if join is not None:
+                    self._put(self._outputs, index, join)
+            return
+        for key, split in entry.items():
+            if isinstance(key, int):
+                self._put(self._outputs, key, split)
+                continue
+            if key.endswith(OPTIONAL):
+                key = key.removesuffix(OPTIONAL)  # noqa: PLW2901
+                if key not in self._positions:
+                    continue
+            for needed in (key, getattr(split, "unit", None), getattr(split, "text_len_source", 0)):
+                self._check_parameter(needed)
+            self._put(self._inputs, key, split)
+        # Streams first: what goes with one refers to it.
+        self._inputs = dict(sorted(self._inputs.items(), key=lambda item: not _attends(item[1])))
+
+    def _put(self, into: dict[Any, Any], key: object, entry: object) -> None:
+        if key in into and into[key] != entry:
+            msg = (
+                f"the plan has two entries for {key!r} of {self._where}: {into[key]} and {entry}; "
+                "several names stand for this module; keep one"
+            )
+            raise ParallelConfigError(msg)
+        into[key] = entry
+
+    def _check_parameter(self, key: object) -> None:
+        if isinstance(key, str) and key not in self._positions:
+            msg = (
+                f"the plan names the parameter {key!r} of {self._where}, a {self._class}, whose "
+                f"forward takes: {', '.join(self._positions)}"
+            )
+            raise ParallelConfigError(msg)
+
+    # -- a call ----------------------------------------------------------------------------
 
     def split_inputs(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -58,90 +119,182 @@ class PlannedModule:
         Raises:
             ParallelError: An argument is no tensor, or has other dimensions than planned.
         """
+        region = self._region()
         changed, named = list(args), dict(kwargs)
         for key, plan in self._inputs.items():
-            index = self._positions[key]
-            value = changed[index] if index < len(changed) else named.get(key)
+            value = self._argument(key, args, kwargs)
             if value is None:
                 continue  # an optional input that this call does without
             where = f"{self._where}, parameter {key!r}"
-            shard = self._region().split(_tensor(value, where), plan, key, where)
+            call = _Call(region, where, key, lambda name: self._argument(name, args, kwargs))
+            local = call.change(value, plan)
+            index = self._positions[key]
             if index < len(changed):
-                changed[index] = shard
+                changed[index] = local
             else:
-                named[key] = shard
-        if self._inputs:
-            self._region().check_shares(self._where)
+                named[key] = local
         return tuple(changed), named
 
-    def change_outputs(self, output: Any) -> Any:
+    def change_outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The output of a call, split or gathered as planned.
 
         Raises:
             ParallelError: A planned output is missing, no tensor, or of other dimensions.
         """
-        if not self._outputs:
-            return output
-        if isinstance(output, Tensor):
-            self._check_indices(1)
-            return self._change(0, output)
-        if type(output) not in (tuple, list):
-            msg = (
-                f"{self._where}: expected a tensor, tuple or list as output; found "
-                f"{type(output).__name__}. Call the model with return_dict=False"
-            )
-            raise ParallelError(msg)
-        self._check_indices(len(output))
-        return type(output)(self._change(index, item) for index, item in enumerate(output))
-
-    def _check_indices(self, count: int) -> None:
+        region = self._region()
+        values, rebuild = _items_of(output, self._where)
         highest = max(self._outputs)
-        if highest >= count:
-            msg = f"{self._where}: the plan names output {highest}; found {count} outputs"
+        if highest >= len(values):
+            msg = f"{self._where}: the plan names output {highest}; found {len(values)} outputs"
             raise ParallelError(msg)
+        for index, plan in self._outputs.items():
+            if values[index] is None:
+                continue
+            where = f"{self._where}, output {index}"
+            name = f"{self._name}.{index}"
+            call = _Call(region, where, name, lambda key: self._argument(key, args, kwargs))
+            values[index] = call.change(values[index], plan)
+        return rebuild(values)
 
-    def _change(self, index: int, value: object) -> object:
-        plan = self._outputs.get(index)
-        if plan is None or value is None:
-            return value
-        where = f"{self._where}, output {index}"
-        tensor = _tensor(value, where)
-        if isinstance(plan, SequenceParallelOutput):
-            return self._region().join(tensor, plan, where)
-        return self._region().split(tensor, plan, f"{self._name}[{index}]", where)
+    def _argument(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        index = self._positions[key]
+        return args[index] if index < len(args) else kwargs.get(key)
 
     def _region(self) -> ShardedRegion:
-        region = current_region.get()
+        region = None if self._application is None else self._application.region
         if region is None:
             msg = f"{self._where} was called outside its sequence-parallel model; call the model"
             raise ParallelError(msg)
         return region
 
 
-def _tensor(value: object, where: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        msg = f"{where}: expected a tensor; found {type(value).__name__}"
-        raise ParallelError(msg)
-    return value
+def _attends(plan: object) -> bool:
+    items = plan if isinstance(plan, tuple) else (plan,)
+    return any(isinstance(item, SequenceParallelInput) and item.attends for item in items)
 
 
-def find_module(root: nn.Module, name: str) -> nn.Module:
-    """The module of this dotted name inside a model.
-
-    Raises:
-        ParallelConfigError: There is none; the message lists what there is.
-    """
-    try:
-        return root.get_submodule(name)
-    except AttributeError:
-        parent = root
-        for part in name.split("."):
-            children = dict(parent.named_children())
-            if part not in children:
-                break
-            parent = children[part]
-        msg = (
-            f"the plan names the module {name!r}, which {type(root).__name__} does not have; "
-            f"{type(parent).__name__} has: {', '.join(dict(parent.named_children())) or 'none'}"
+def _items_of(output: Any, where: str) -> tuple[list[Any], Any]:
+    """The items of a module's output, and how to make such an output of other items."""
+    if isinstance(output, Tensor):
+        return [output], lambda values: values[0]
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return list(output), type(output)._make  # type: ignore[attr-defined]
+    if type(output) in (tuple, list):
+        return list(output), type(output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        fields = [field.name for field in dataclasses.fields(output)]
+        values = [getattr(output, name) for name in fields]
+        return values, lambda new: dataclasses.replace(
+            output, **dict(zip(fields, new, strict=True))
         )
-        raise ParallelConfigError(msg) from None
+    msg = (
+        f"{where}: expected a tensor, tuple, list or dataclass as output; found "
+        f"{type(output).__name__}"
+    )
+    raise ParallelError(msg)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One planned value of one call."""
+
+    region: ShardedRegion
+    where: str
+    name: str
+    argument: Any
+
+    def change(self, value: Any, plan: Entry | Items) -> Any:
+        """The value as this rank works on it."""
+        if not isinstance(plan, tuple):
+            if not isinstance(value, tuple | list):
+                return self._change(value, plan, self.name, self.where)
+            plan = (plan,) * len(value)
+        if not isinstance(value, tuple | list) or len(value) != len(plan):
+            found = (
+                f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
+            )
+            msg = f"{self.where}: expected a tuple or list of {len(plan)} items; found {found}"
+            raise ParallelError(msg)
+        return type(value)(
+            item
+            if one is None or item is None
+            else self._change(item, one, f"{self.name}.{i}", f"{self.where}, item {i}")
+            for i, (item, one) in enumerate(zip(value, plan, strict=True))
+        )
+
+    def _change(self, value: Any, plan: Entry, name: str, where: str) -> Any:
+        if isinstance(plan, SequenceParallelCount):
+            return self._count(value, plan, where)
+        if not isinstance(value, Tensor):
+            msg = f"{where}: expected a tensor; found {type(value).__name__}"
+            raise ParallelError(msg)
+        if isinstance(plan, SequenceParallelOutput):
+            return self.region.join(value, plan, where)
+        if isinstance(plan, SequenceParallelPartialInput):
+            return self._partial(value, plan, where)
+        if isinstance(plan, SequenceParallelConcatInput):
+            return self._concatenated(value, plan, where)
+        return self.region.split(value, plan, name, where, self._integer(plan.unit, where))
+
+    def _integer(self, name: str | None, where: str) -> int:
+        if name is None:
+            return 1
+        value = self.argument(name)
+        if not isinstance(value, int):
+            msg = f"{where}: expected the parameter {name!r} to be an integer; found {value!r}"
+            raise ParallelError(msg)
+        return value
+
+    def _count(self, value: Any, plan: SequenceParallelCount, where: str) -> int:
+        if not isinstance(value, int):
+            msg = f"{where}: expected an integer; found {type(value).__name__}"
+            raise ParallelError(msg)
+        unit = self._integer(plan.unit, where)
+        piece = self.region.piece(self.region.stream(plan.like, where).segment)
+        runs = [(min(run.start, value * unit), min(run.stop, value * unit)) for run in piece.runs]
+        return sum(stop - start for start, stop in runs) // unit
+
+    def _partial(self, value: Tensor, plan: SequenceParallelPartialInput, where: str) -> Tensor:
+        check_dims(value, plan.split_dim, plan.expected_dims, where)
+        source: Any = plan.text_len_source
+        if isinstance(source, str):
+            source = self.argument(source)
+            if isinstance(source, Tensor):
+                source = source.shape[0]
+        if not isinstance(source, int):
+            msg = (
+                f"{where}: the length of the text comes from {plan.text_len_source!r}; expected a "
+                f"number or a tensor there; found {type(source).__name__}"
+            )
+            raise ParallelError(msg)
+        length = value.shape[plan.split_dim]
+        if not 0 <= source <= length:
+            msg = (
+                f"{where}: a text of {source} tokens in a tensor of {length}; legal: 0 to {length}"
+            )
+            raise ParallelError(msg)
+        text, image = torch.split(value, [source, length - source], plan.split_dim)
+        segment = self.region.new_segment(length - source, False, 1, where)
+        mine = self.region.shard(image, plan.split_dim, segment)
+        return torch.cat([text, mine], plan.split_dim)
+
+    def _concatenated(self, value: Tensor, plan: SequenceParallelConcatInput, where: str) -> Tensor:
+        check_dims(value, plan.split_dim, plan.expected_dims, where)
+        dim = plan.split_dim
+        known = {
+            name: self.region.stream(name, where).segment for name in plan.streams if name != REST
+        }
+        rest = value.shape[dim] - sum(segment.length for segment in known.values())
+        if rest < 0 or (rest > 0 and REST not in plan.streams):
+            msg = (
+                f"{where}: expected {' + '.join(str(s.length) for s in known.values())} tokens in "
+                f"dimension {dim}, those of {', '.join(known)}; found shape {tuple(value.shape)}"
+            )
+            raise ParallelError(msg)
+        segments = [known.get(name) for name in plan.streams]
+        parts = torch.split(value, [rest if s is None else s.length for s in segments], dim)
+        mine = [
+            part if segment is None else self.region.shard(part, dim, segment)
+            for part, segment in zip(parts, segments, strict=True)
+        ]
+        return torch.cat(mine, dim)

@@ -2,121 +2,282 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextvars import ContextVar
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from omni_group_coordinator import GroupCoordinator, ParallelError, split_sizes
-from omni_sp.attention import ShardedAttention
-from omni_sp.sp_plan import SequenceParallelInput, SequenceParallelOutput
-from omni_sp.sp_sharding import gather, shard
+from omni_group_coordinator import GroupCoordinator, ParallelError
+from omni_sp.plan_entries import (
+    REST,
+    SequenceParallelAttention,
+    SequenceParallelInput,
+    SequenceParallelOutput,
+)
+from omni_sp.shards import Order, Piece, Segment, piece_of
+
+
+@dataclass
+class Stream:
+    """One split tensor: a stream of tokens, or what goes with one."""
+
+    segment: Segment
+    """How it lies on the ranks."""
+    attends: bool
+    """Whether its tokens attend."""
+    is_open: bool = True
+    """Whether it has not been gathered yet."""
 
 
 class ShardedRegion:
     """The tensors that one call of a model has split and not yet gathered.
 
     A call has a region of its own, so calls of other lengths, other guidance branches and other
-    models do not meet.
+    models do not meet. All arithmetic, no communication but the gathers; traced by torch.compile.
 
     Args:
         group: The ranks.
+        order: How tokens are dealt out.
+        masks: Names of split inputs whose whole is needed for masks later on.
     """
 
-    def __init__(self, group: GroupCoordinator) -> None:
+    def __init__(
+        self, group: GroupCoordinator, order: Order, masks: frozenset[str] = frozenset()
+    ) -> None:
         self.group = group
-        self.attention = ShardedAttention(group, self._attending)
-        self._streams: dict[str, tuple[int, bool]] = {}
-        self._open = False
+        self.order = order
+        self.attended = False
+        self._masks = masks
+        self._streams: dict[str, Stream] = {}
+        self._wholes: dict[str, Tensor] = {}
+        self._halfway: dict[str, bool] = {}
 
-    def split(self, tensor: Tensor, plan: SequenceParallelInput, name: str, where: str) -> Tensor:
-        """This rank's shard of a tensor, which from now on counts as sharded."""
-        check_dims(tensor, plan.split_dim, plan.expected_dims, where)
-        self._streams[name] = (tensor.shape[plan.split_dim], plan.attends)
-        self._open = True
-        return shard(tensor, plan.split_dim, self.group)
+    # -- splitting and joining -------------------------------------------------------------
 
-    def check_shares(self, where: str) -> None:
-        """Check that every rank has a token to work on.
+    def split(
+        self, tensor: Tensor, plan: SequenceParallelInput, name: str, where: str, unit: int = 1
+    ) -> Tensor:
+        """This rank's shard of a tensor, which from now on counts as sharded.
 
-        Raises:
-            ParallelError: On every rank alike, before any of them communicates: models reshape
-                their tokens in ways that fail when there is none.
+        Args:
+            tensor: The whole tensor.
+            plan: How to split it.
+            name: By which streams and masks refer to it.
+            where: Module and parameter, for messages.
+            unit: Tokens that stay together.
         """
-        shares = self._attending()
-        if shares and min(shares) == 0:
-            tokens = [length for length, attends in self._streams.values() if attends]
-            most = max(
-                n for n in range(1, len(shares)) if sum(split_sizes(t, n)[-1] for t in tokens)
-            )
-            msg = (
-                f"{where}: {' + '.join(map(str, tokens))} tokens over {len(shares)} ranks leave a "
-                f"rank with none; legal here: at most {most} ranks"
-            )
+        if plan.if_dims is not None and tensor.ndim != plan.if_dims:
+            return tensor
+        check_dims(tensor, plan.split_dim, plan.expected_dims, where)
+        length = tensor.shape[plan.split_dim]
+        if plan.like is not None:
+            segment = self.stream(plan.like, where).segment
+            if length == 1 and segment.length != 1:
+                return tensor
+            if length != segment.length:
+                msg = (
+                    f"{where}: expected {segment.length} tokens in dimension {plan.split_dim}, as "
+                    f"many as {plan.like!r} has; found shape {tuple(tensor.shape)}"
+                )
+                raise ParallelError(msg)
+        else:
+            segment = self.new_segment(length, plan.auto_pad, unit, where)
+        self._streams[name] = Stream(segment, plan.attends)
+        if name in self._masks:
+            self._wholes[name] = tensor
+        return self.shard(tensor, plan.split_dim, segment)
+
+    def new_segment(self, length: int, padded: bool, unit: int, where: str) -> Segment:
+        """How a stream of this length lies on the ranks; whole on each if some would have none."""
+        if length % unit:
+            msg = f"{where}: {length} tokens are no multiple of {unit}, which are to stay together"
             raise ParallelError(msg)
+        parts = self.group.world_size * (2 if self.order == "zigzag" else 1)
+        if length // unit < parts:  # some rank would hold nothing, which models do not expect
+            return Segment(length, replicated=True)
+        return Segment(length, padded=padded and unit == 1, unit=unit)
+
+    def piece(self, segment: Segment) -> Piece:
+        """What this rank holds of a stream."""
+        return piece_of(segment, self.group.world_size, self.group.rank_in_group, self.order)
+
+    def shard(self, tensor: Tensor, dim: int, segment: Segment) -> Tensor:
+        """This rank's part of a tensor that lies on the ranks as the segment says."""
+        if segment.replicated:
+            return tensor
+        piece = self.piece(segment)
+        parts = [tensor.narrow(dim, run.start, run.stop - run.start) for run in piece.runs]
+        mine = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        if piece.padding:
+            mine = pad(mine, (0, 0) * (tensor.ndim - 1 - dim % tensor.ndim) + (0, piece.padding))
+        return mine
 
     def join(self, tensor: Tensor, plan: SequenceParallelOutput, where: str) -> Tensor:
-        """The whole of a sharded tensor; attention is local from now on."""
+        """The whole of a sharded tensor; attention of its stream is local from now on."""
         check_dims(tensor, plan.gather_dim, plan.expected_dims, where)
-        length = self._length(plan.like, where)
-        local = split_sizes(length, self.group.world_size)[self.group.rank_in_group]
-        if tensor.shape[plan.gather_dim] != local:
+        name = plan.like or self._only_stream(where)
+        stream = self.stream(name, where)
+        stream.is_open = False
+        dim, segment = plan.gather_dim, stream.segment
+        local = self.local_length(segment)
+        if tensor.shape[dim] != local:
             msg = (
-                f"{where}: expected {local} tokens in dimension {plan.gather_dim}, this rank's "
-                f"part of {length}; found shape {tuple(tensor.shape)}"
+                f"{where}: expected {local} tokens in dimension {dim}, this rank's part of "
+                f"{segment.length}; found shape {tuple(tensor.shape)}"
             )
             raise ParallelError(msg)
-        self._open = False
-        return gather(tensor, plan.gather_dim, self.group, length)
+        if segment.replicated:
+            return tensor
+        return gather_pieces(tensor, dim, segment, self.group, self.order)
+
+    def local_length(self, segment: Segment) -> int:
+        """Tokens of this rank's part, padding included."""
+        piece = self.piece(segment)
+        return sum(run.stop - run.start for run in piece.runs) + piece.padding
+
+    # -- attention -------------------------------------------------------------------------
+
+    def is_open(self, plan: SequenceParallelAttention, where: str) -> bool:
+        """Whether the streams of an attention call are split right now.
+
+        Raises:
+            ParallelError: Some are and some are not.
+        """
+        names = {*self.names(plan.streams), *self.names(plan.kv_streams or ())}
+        found = {name in self._streams and self._streams[name].is_open for name in names}
+        if len(found) > 1:
+            msg = (
+                f"{where} attends over {', '.join(sorted(names))}, of which some are split and "
+                "some are not; the plan must split and gather them together"
+            )
+            raise ParallelError(msg)
+        return True in found
+
+    def names(self, streams: tuple[str, ...]) -> list[str]:
+        """The streams that are meant, without the rest: all that attend if none are named."""
+        if streams:
+            return [name for name in streams if name != REST]
+        return [name for name, stream in self._streams.items() if stream.attends]
+
+    def segments(self, streams: tuple[str, ...], local: int, where: str) -> tuple[Segment, ...]:
+        """How tokens that some streams make together lie on the ranks.
+
+        Args:
+            streams: Their names in order; see `SequenceParallelAttention`.
+            local: How many of the tokens this rank holds.
+            where: The attention call, for messages.
+        """
+        known = [self.stream(name, where).segment for name in self.names(streams)]
+        held = sum(self.local_length(segment) for segment in known)
+        rest = local - held
+        if rest < 0 or (rest > 0 and REST not in streams):
+            msg = (
+                f"{where} has {local} tokens on this rank; expected {held}, what it holds of "
+                f"{' + '.join(f'{segment.length}' for segment in known)} by the streams "
+                f"{', '.join(self.names(streams))}. Say in the plan what this module attends "
+                "over; LOCAL_ATTENTION if its keys are not split"
+            )
+            raise ParallelError(msg)
+        if REST not in streams:
+            return tuple(known)
+        at = streams.index(REST)
+        return (*known[:at], Segment(rest, replicated=True), *known[at:])
+
+    def first_of_two(self, where: str) -> bool:
+        """True and false in turn, for each place."""
+        self._halfway[where] = not self._halfway.get(where, False)
+        return self._halfway[where]
+
+    def mask(self, plan: SequenceParallelAttention, tensor: Tensor, where: str) -> Tensor | None:
+        """The key mask of all tokens, from those of the whole streams; ``None`` if none has one.
+
+        Args:
+            plan: Says which input is the mask of which stream.
+            tensor: Any tensor of the call, for batch and device.
+            where: The attention call, for messages.
+        """
+        names = self.names(plan.kv_streams or plan.streams)
+        if not any(mask in self._wholes for mask in plan.masks.values()):
+            return None
+        parts = []
+        for name in names:
+            length = self.stream(name, where).segment.length
+            mask = self._wholes.get(plan.masks.get(name, ""))
+            if mask is None:
+                mask = torch.ones(tensor.shape[0], length, dtype=torch.bool, device=tensor.device)
+            parts.append(mask.to(torch.bool))
+        return torch.cat(parts, 1)[:, None, None, :]
+
+    # -- names -----------------------------------------------------------------------------
+
+    def stream(self, name: str, where: str) -> Stream:
+        """A stream by its name.
+
+        Raises:
+            ParallelError: This call has not split it.
+        """
+        if name not in self._streams:
+            msg = (
+                f"{where}: refers to {name!r}, which this call has not split; split were: "
+                f"{', '.join(self._streams) or 'none'}"
+            )
+            raise ParallelError(msg)
+        return self._streams[name]
+
+    def _only_stream(self, where: str) -> str:
+        names = self.names(())
+        if len(names) != 1:
+            msg = (
+                f"{where}: {len(names)} streams attend; say by like= which one this output "
+                f"belongs to: {', '.join(names) or 'none was split'}"
+            )
+            raise ParallelError(msg)
+        return names[0]
 
     def close(self) -> None:
         """Check, after the call, that the region did what it is for.
 
         Raises:
             ParallelError: Tensors were split, and no attention ran over the whole sequence or
-                nothing was gathered: the result is that of parts that never met.
+                some were never gathered: the result is that of parts that never met.
         """
-        if not self._streams:
+        streams = {name: stream for name, stream in self._streams.items() if stream.attends}
+        if all(stream.segment.replicated for stream in streams.values()):
             return
-        if not self.attention.calls:
+        if not self.attended:
             msg = (
-                "the model's sequence was split, but no attention came through torch's "
-                "scaled_dot_product_attention, so the parts never met; use the model with its "
-                "native attention backend"
+                "the model's sequence was split, but no attention ran over the whole of it, so the "
+                "parts never met; name its attention modules in the plan"
             )
             raise ParallelError(msg)
-        if self._open:
+        if all(stream.is_open for stream in streams.values()):
             msg = "the model's sequence was split and not gathered; the plan lacks an output"
             raise ParallelError(msg)
 
-    def _attending(self) -> Sequence[int] | None:
-        if not self._open:
-            return None
-        size = self.group.world_size
-        parts = [split_sizes(length, size) for length, attends in self._streams.values() if attends]
-        return [sum(shares) for shares in zip(*parts, strict=True)]
 
-    def _length(self, like: str | None, where: str) -> int:
-        if like is not None:
-            if like not in self._streams:
-                msg = (
-                    f"{where}: gathers like {like!r}, which this call has not split; split were: "
-                    f"{', '.join(self._streams) or 'none'}"
-                )
-                raise ParallelError(msg)
-            return self._streams[like][0]
-        lengths = {length for length, attends in self._streams.values() if attends}
-        if len(lengths) != 1:
-            msg = (
-                f"{where}: tensors of {len(lengths)} different lengths were split; say by like= "
-                f"which one this output belongs to: {', '.join(self._streams) or 'none'}"
-            )
-            raise ParallelError(msg)
-        return lengths.pop()
-
-
-current_region: ContextVar[ShardedRegion | None] = ContextVar("omni_sp_region", default=None)
-"""The region of the model that is being called."""
+def gather_pieces(
+    tensor: Tensor, dim: int, segment: Segment, group: GroupCoordinator, order: Order
+) -> Tensor:
+    """The whole of a stream of which each rank holds its piece, in natural order."""
+    pieces = [piece_of(segment, group.world_size, rank, order) for rank in range(group.world_size)]
+    lengths = [sum(run.stop - run.start for run in piece.runs) for piece in pieces]
+    mine = tensor.narrow(dim, 0, lengths[group.rank_in_group])
+    whole = group.all_gather(mine, dim, lengths=lengths)
+    if not isinstance(whole, Tensor):
+        msg = "all_gather without separate_tensors returned a list"
+        raise TypeError(msg)
+    if order == "contiguous":
+        return whole
+    runs = [run for piece in pieces for run in piece.runs]
+    parts = dict(
+        zip(
+            [run.start for run in runs],
+            torch.split(whole, [run.stop - run.start for run in runs], dim),
+            strict=True,
+        )
+    )
+    return torch.cat([parts[run.start] for run in sorted(runs) if run.stop > run.start], dim)
 
 
 def check_dims(tensor: Tensor, dim: int, expected: int | None, where: str) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from omni_group_coordinator import GroupCoordinator
-from omni_sp._eager import outside_traces
+from omni_sp.application import Application
 from omni_sp.planned_module import PlannedModule
-from omni_sp.region import ShardedRegion, current_region
 
 
 class RegionForward:
@@ -25,42 +23,37 @@ class RegionForward:
     Args:
         module: The model.
         planned: What the plan says of the model's own inputs and outputs, if anything.
-        group: The ranks.
+        application: Shared with the hooks inside the model.
     """
 
     def __init__(
-        self, module: nn.Module, planned: PlannedModule | None, group: GroupCoordinator
+        self, module: nn.Module, planned: PlannedModule | None, application: Application
     ) -> None:
         self._module = module
         self._planned = planned
-        self._group = group
+        self._application = application
         self._own: Callable[..., Any] | None = module.__dict__.get("forward")
         self._original: Callable[..., Any] = module.forward
         self._enabled = True
-        self._call_eagerly = outside_traces(RegionForward._call)
         functools.update_wrapper(self, self._original)
         module.__dict__["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with its sequence split over the ranks."""
-        return self._call_eagerly(self, *args, **kwargs)
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
         if not self._enabled:
             return self._original(*args, **kwargs)
-        region = ShardedRegion(self._group)
-        token = current_region.set(region)
+        outer = self._application.region
+        region = self._application.region = self._application.new_region()
         try:
-            with region.attention:
-                if self._planned is not None:
-                    args, kwargs = self._planned.split_inputs(args, kwargs)
-                output = self._original(*args, **kwargs)
-                if self._planned is not None:
-                    output = self._planned.change_outputs(output)
+            if self._planned is not None and self._planned.has_inputs:
+                args, kwargs = self._planned.split_inputs(args, kwargs)
+            output = self._original(*args, **kwargs)
+            if self._planned is not None and self._planned.has_outputs:
+                output = self._planned.change_outputs(args, kwargs, output)
             region.close()
             return output
         finally:
-            current_region.reset(token)
+            self._application.region = outer
 
     def give_back(self) -> None:
         """Put the original ``forward`` back."""

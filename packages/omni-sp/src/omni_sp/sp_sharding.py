@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from omni_group_coordinator import GroupCoordinator, ParallelConfigError, split_sizes
+from omni_group_coordinator import GroupCoordinator, ParallelConfigError
 from omni_parallel_state import ParallelState, get_parallel_state
+from omni_sp.region import gather_pieces
+from omni_sp.shards import Segment, padded_run, piece_of, shard_runs
 
 
 def sp_shard(
@@ -38,7 +41,7 @@ def sp_shard(
             f"{low + group.world_size}; or pass validate=False here and length= to sp_gather"
         )
         raise ParallelConfigError(msg)
-    return shard(tensor, dim, group)
+    return _shard(tensor, dim, group, length)
 
 
 def sp_gather(
@@ -70,7 +73,53 @@ def sp_gather(
     if length is None and not validate:
         msg = "sp_gather(validate=False) joins shards that may differ: pass length= of the whole"
         raise ParallelConfigError(msg)
-    return gather(tensor, dim, group, own * group.world_size if length is None else length)
+    whole = own * group.world_size if length is None else length
+    segment = Segment(whole)
+    expected = piece_of(segment, group.world_size, group.rank_in_group).tokens
+    if own != expected:
+        msg = (
+            f"group rank {group.rank_in_group} has a shard of shape {tuple(tensor.shape)}, of "
+            f"length {own} along dimension {dim}; of a whole of length {whole} it holds {expected}"
+        )
+        raise ParallelConfigError(msg)
+    return gather_pieces(tensor, dim, segment, group, "contiguous")
+
+
+def sp_shard_with_padding(
+    tensor: Tensor, dim: int, pad_value: float = 0.0, *, state: ParallelState | None = None
+) -> tuple[Tensor, int]:
+    """This rank's shard of a tensor that is padded at its end until it divides over the ranks.
+
+    Padding is an option for code that wants equal shards, never a need: ``sp_shard`` splits any
+    length. To undo it, gather and cut along the same dimension::
+
+        shard, padding = sp_shard_with_padding(tensor, dim)
+        whole = sp_gather(shard, dim).narrow(dim, 0, tensor.shape[dim])
+
+    Args:
+        tensor: The whole tensor.
+        dim: Dimension to split.
+        pad_value: What fills the padding, as a value of the tensor's dtype.
+        state: The ranks; default: the current state.
+
+    Returns:
+        The shard, and how many tokens were added to the whole: they are the last ones, and may
+        lie on more than one rank.
+
+    Raises:
+        ParallelConfigError: No such dimension.
+        RuntimeError: No state was given and none is current.
+    """
+    group = (get_parallel_state() if state is None else state).sp
+    length, size = _length(tensor, dim), group.world_size
+    dim %= tensor.ndim
+    padding = -length % size
+    run, missing = padded_run(length, size, group.rank_in_group)
+    shard = tensor.narrow(dim, run.start, run.length)
+    if missing:
+        shape = (*tensor.shape[:dim], missing, *tensor.shape[dim + 1 :])
+        shard = torch.cat([shard, tensor.new_full(shape, pad_value)], dim)
+    return shard, padding
 
 
 def _length(tensor: Tensor, dim: int) -> int:
@@ -83,19 +132,8 @@ def _length(tensor: Tensor, dim: int) -> int:
     return tensor.shape[dim]
 
 
-def shard(tensor: Tensor, dim: int, group: GroupCoordinator) -> Tensor:
-    """This rank's balanced shard over a group; the tensor itself for a group of one rank."""
+def _shard(tensor: Tensor, dim: int, group: GroupCoordinator, length: int) -> Tensor:
     if group.world_size == 1:
         return tensor
-    lengths = split_sizes(tensor.shape[dim], group.world_size)
-    start = sum(lengths[: group.rank_in_group])
-    return tensor.narrow(dim, start, lengths[group.rank_in_group])
-
-
-def gather(tensor: Tensor, dim: int, group: GroupCoordinator, length: int) -> Tensor:
-    """The whole tensor of this length, of which each rank of the group holds its shard."""
-    whole = group.all_gather(tensor, dim, lengths=split_sizes(length, group.world_size))
-    if not isinstance(whole, Tensor):
-        msg = "all_gather without separate_tensors returned a list"
-        raise TypeError(msg)
-    return whole
+    (run,) = shard_runs(length, group.world_size, group.rank_in_group)
+    return tensor.narrow(dim, run.start, run.length)

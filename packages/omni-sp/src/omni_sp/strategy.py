@@ -10,7 +10,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import ParallelState
 from omni_sp.handle import Handle
 from omni_sp.hooks import apply_sequence_parallel
-from omni_sp.sp_plan import SequenceParallelConfig
+from omni_sp.sp_config import SequenceParallelConfig
 
 
 class SequenceParallelStrategy:

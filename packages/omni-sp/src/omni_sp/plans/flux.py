@@ -1,17 +1,29 @@
-"""Flux: text and image tokens attend jointly in every block, so both are split."""
+"""Flux and its kin (Flux2, Chroma, Bria): text and image tokens attend jointly in every block.
 
-from omni_sp.sp_plan import (
+So both are split, and with them what a ControlNet adds to the image tokens. Chroma's mask is of
+the whole sequence of text and image, and attention takes it so.
+"""
+
+from omni_sp.plan_entries import (
+    SequenceParallelAttention,
     SequenceParallelInput,
     SequenceParallelModelPlan,
     SequenceParallelOutput,
 )
 
+_RESIDUALS = SequenceParallelInput(1, expected_dims=3, like="hidden_states")
+_JOINT = SequenceParallelAttention(("encoder_hidden_states", "hidden_states"))
+
 FLUX: SequenceParallelModelPlan = {
     "": {
         "hidden_states": SequenceParallelInput(1, expected_dims=3, attends=True),
         "encoder_hidden_states": SequenceParallelInput(1, expected_dims=3, attends=True),
-        "img_ids": SequenceParallelInput(0, expected_dims=2),
-        "txt_ids": SequenceParallelInput(0, expected_dims=2),
+        "img_ids": SequenceParallelInput(-2, like="hidden_states"),
+        "txt_ids": SequenceParallelInput(-2, like="encoder_hidden_states"),
+        "controlnet_block_samples?": _RESIDUALS,
+        "controlnet_single_block_samples?": _RESIDUALS,
     },
+    "transformer_blocks.*.attn": _JOINT,
+    "single_transformer_blocks.*.attn": _JOINT,
     "proj_out": SequenceParallelOutput(1, expected_dims=3, like="hidden_states"),
 }

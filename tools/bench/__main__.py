@@ -1,0 +1,22 @@
+"""``python tools/bench sp --quick`` runs a benchmark; ``hatch run bench`` does the same."""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a folder, which puts the folder itself on the path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import click
+
+from bench import sp
+
+
+@click.group()
+def main() -> None:
+    """Benchmarks of the strategies, each beside its rivals."""
+
+
+main.add_command(sp.main, "sp")
+
+if __name__ == "__main__":
+    main(prog_name="bench")

@@ -1,0 +1,146 @@
+"""Results as tables of at most 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.arithmetic import spread
+from bench.results import CaseResult, HostResult, Measured, Report
+
+WIDTH: Final = 100
+_DASH: Final = "-"
+_NOTE: Final = 240
+_UNDISTURBED: Final = 0.95
+
+
+def show(report: Report, console: Console) -> None:
+    """Print all tables of a report."""
+    for part in parts(report):
+        console.print(part)
+
+
+def parts(report: Report) -> Iterator[RenderableType]:
+    """What `show` prints, in order."""
+    for case in report.cases:
+        yield case_table(case)
+        if case.core_share < _UNDISTURBED:
+            yield Text(
+                f"  disturbed: other work left each rank {case.core_share:.0%} of its core",
+                style="red",
+            )
+        yield from _notes([(m.name, m.problem) for m in case.measured])
+        yield from _notes([(m.name, _off_formula(m)) for m in case.measured])
+    for host in report.host:
+        yield host_table(host)
+        yield from _notes([(cost.name, cost.problem) for cost in host.costs])
+        if host.alone_microseconds is not None and host.alone_share is not None:
+            yield Text(
+                f"  hooks at world size 1 add {host.alone_microseconds:.0f} µs to a forward, "
+                f"{host.alone_share:.2%} of one of 320 tokens"
+            )
+    for name, message in report.failures.items():
+        yield Text(f"{name} failed: {message}", style="red")
+
+
+def case_table(case: CaseResult) -> Table:
+    """One case: times, ratios, error and traffic of each contestant."""
+    alone, together = spread(case.single).median, spread(case.together).median
+    table = Table(
+        title=(
+            f"{case.case} on {case.ranks} ranks, {len(case.single)} rounds; this machine allows "
+            f"{case.ceiling:.2f} ×"
+        ),
+        title_justify="left",
+        width=WIDTH,
+    )
+    table.add_column("contestant", no_wrap=True, ratio=1)
+    for name in ("ms", "speed-up", "quartiles", f"/{case.rival}", "error", "MB/layer", "calls"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("single process", f"{alone * 1e3:.0f}", "1.00", "", "", "", "", "")
+    table.add_row("the same on all", f"{together * 1e3:.0f}", f"{alone / together:.2f}")
+    best = case.best_rival()
+    for measured in case.measured:
+        table.add_row(*_cells(case, measured), style="bold" if measured is best else None)
+    return table
+
+
+def _cells(case: CaseResult, measured: Measured) -> list[str]:
+    speed_up, against = case.speed_up(measured), case.against_rival(measured)
+    if speed_up is None or not measured.seconds:
+        return [measured.name, "cannot"]
+    return [
+        measured.name,
+        f"{spread(measured.seconds).median * 1e3:.0f}",
+        f"{speed_up.median:.2f}",
+        f"{speed_up.low:.2f}–{speed_up.high:.2f}",
+        _DASH if against is None else f"{against.median:.2f}",
+        _DASH if measured.error is None else f"{measured.error:.0e}",
+        _traffic(measured),
+        _DASH if measured.traffic is None else str(sum(measured.traffic.calls.values())),
+    ]
+
+
+def _traffic(measured: Measured) -> str:
+    traffic = measured.traffic
+    if traffic is None:
+        return _DASH
+    sent = f"{traffic.bytes_sent / 1e6:.3f}"
+    if traffic.bytes_sent == traffic.formula:
+        return f"{sent} ="
+    return f"{sent} ≠"
+
+
+def host_table(host: HostResult) -> Table:
+    """What the host adds to each layer."""
+    table = Table(
+        title=(
+            f"host time, {host.model}, {host.ranks} ranks; single process: "
+            f"{host.layer_microseconds:.0f} µs, {host.layer_kernels:.0f} kernels per layer"
+        ),
+        title_justify="left",
+        width=WIDTH,
+    )
+    table.add_column("added per layer by", no_wrap=True, ratio=1)
+    for name in ("µs", "µs on meta", "kernels"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("communication", overflow="fold", ratio=1)
+    for cost in host.costs:
+        calls = cost.collectives or {}
+        table.add_row(
+            cost.name,
+            _number(cost.microseconds, ".0f"),
+            _number(cost.meta_microseconds, ".0f"),
+            _number(cost.kernels, ".1f"),
+            ", ".join(f"{count} {name}" for name, count in sorted(calls.items())) or _DASH,
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return _DASH if value is None else f"{value:{form}}"
+
+
+def _off_formula(measured: Measured) -> str | None:
+    traffic = measured.traffic
+    if traffic is None or traffic.bytes_sent == traffic.formula:
+        return None
+    return (
+        f"{traffic.bytes_sent:,} bytes per layer of the busiest rank; the formula, for even "
+        f"shares, gives {traffic.formula:,.0f}"
+    )
+
+
+def _notes(said: Iterable[tuple[str, str | None]]) -> Iterator[RenderableType]:
+    """What there is to say of whom, each thing once."""
+    names: dict[str, list[str]] = {}
+    for name, text in said:
+        if text:
+            names.setdefault(text, []).append(name)
+    for text, whom in names.items():
+        short = text if len(text) <= _NOTE else text[: _NOTE - 1] + "…"
+        yield Text(f"  {', '.join(whom)}: {short}", style="yellow")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from omni_group_coordinator import agreement
+from omni_group_coordinator.awake_wait import wait_awake
 from omni_group_coordinator.errors import (
     CommunicationError,
     ParallelConfigError,
@@ -84,6 +85,7 @@ class CheckedGroup:
         self.timeout = timeout
         self.debug = agreement.debug_by_default() if debug is None else debug
         self.failed = False
+        self._gloo_groups = [g for g in {self.group, self.cpu_group} if _backend(g) == "gloo"]
         self.key = f"{name}/{next(_keys)}"
         _groups_by_key[self.key] = self
 
@@ -219,7 +221,11 @@ class CheckedGroup:
             dist.all_reduce(tensor, op, group=group)
             return
         count("all_reduce", 2 * (self.size - 1) * byte_count(tensor) // self.size)
-        self.run("all_reduce", lambda: dist.all_reduce(tensor, op, group=group))
+        awake = self._is_gloo(group)
+        self.run(
+            "all_reduce",
+            lambda: wait_awake(dist.all_reduce(tensor, op, group=group, async_op=awake)),
+        )
 
     def all_gather(self, out: Tensor, tensor: Tensor) -> None:
         """Gather equal flat pieces into ``out`` of shape ``(size * length,)``."""
@@ -229,7 +235,11 @@ class CheckedGroup:
             dist.all_gather_single(out, tensor, group=group)
             return
         count("all_gather", (self.size - 1) * byte_count(tensor))
-        self.run("all_gather", lambda: dist.all_gather_single(out, tensor, group=group))
+        awake = self._is_gloo(group)
+        self.run(
+            "all_gather",
+            lambda: wait_awake(dist.all_gather_single(out, tensor, group=group, async_op=awake)),
+        )
 
     def all_to_all(
         self,
@@ -247,9 +257,14 @@ class CheckedGroup:
             return
         sent = (tensor.numel() - in_sizes[self.rank]) * tensor.element_size()
         count(operation, sent)
+        awake = self._is_gloo(group)
         self.run(
             operation,
-            lambda: dist.all_to_all_single(out, tensor, out_sizes, in_sizes, group=group),
+            lambda: wait_awake(
+                dist.all_to_all_single(
+                    out, tensor, out_sizes, in_sizes, group=group, async_op=awake
+                )
+            ),
         )
 
     def reduce_scatter(self, out: Tensor, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
@@ -274,7 +289,7 @@ class CheckedGroup:
     def barrier(self) -> None:
         """Wait until every rank is here; where the backend can, name the ranks that are not."""
         self.agree("barrier", (), torch.uint8)
-        if str(dist.get_backend(self.cpu_group)) == "gloo":
+        if self._is_gloo(self.cpu_group):
             self.run("barrier", lambda: named_barrier(self.cpu_group, self.ranks, self.timeout))
         else:
             self.run("barrier", lambda: dist.barrier(group=self.cpu_group))
@@ -331,11 +346,18 @@ class CheckedGroup:
 
     def gathers_slowly(self, tensor: Tensor) -> bool:
         """Whether the tensor goes over gloo, whose all_gather is slower than its all_to_all."""
-        return str(dist.get_backend(self._group_for(tensor))) == "gloo"
+        return self._is_gloo(self._group_for(tensor))
+
+    def _is_gloo(self, group: ProcessGroup) -> bool:
+        return group in self._gloo_groups
 
     def _group_for(self, tensor: Tensor) -> ProcessGroup:
         # A device's backend (nccl) cannot move CPU tensors, so they take the group beside it.
         return self.cpu_group if tensor.device.type == "cpu" else self.group
+
+
+def _backend(group: ProcessGroup) -> str:
+    return str(dist.get_backend(group))
 
 
 def check_peer(place: Place, rank: object, role: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -208,6 +209,22 @@ def test_a_model_without_a_plan_is_refused_and_its_own_plan_is_taken(alone: Para
     model._sp_plan = {"": {"hidden_states": TOKENS}}  # type: ignore[assignment]
     with pytest.raises(ParallelConfigError, match="nothing is gathered"):
         get_sp_plan_from_model(model)
+
+
+@pytest.mark.parametrize("mark", ["?", ""])
+def test_a_question_mark_is_for_what_some_models_of_a_class_lack(mark: str) -> None:
+    with_mask: Any = {"": {"hidden_states": TOKENS}, "head": JOIN}
+    with_mask["blocks.*"] = {f"mask{mark}": SequenceParallelInput(1, like="hidden_states")}
+    validate_sp_plan(with_mask, Model())
+    for more, message in (
+        ({"blocks.*": {f"ids{mark}": SequenceParallelInput(1)}}, "the parameter 'ids'"),
+        ({f"blocks.*.attn{mark}": SequenceParallelAttention()}, "'blocks.*.attn', which Model"),
+    ):
+        if mark:
+            validate_sp_plan(with_mask | more, Model())
+            continue
+        with pytest.raises(ParallelConfigError, match=re.escape(message)):
+            validate_sp_plan(with_mask | more, Model())
 
 
 def test_without_a_state_the_remedy_is_named() -> None:

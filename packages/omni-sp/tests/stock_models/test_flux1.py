@@ -26,7 +26,7 @@ def build() -> nn.Module:
     )
 
 
-def call(image: int, text: int, batch: int) -> dict[str, Any]:
+def call(image: int, text: int, batch: int, **more: Any) -> dict[str, Any]:
     return {
         "hidden_states": seeded(batch, image, 8),
         "encoder_hidden_states": seeded(batch, text, 24),
@@ -35,7 +35,7 @@ def call(image: int, text: int, batch: int) -> dict[str, Any]:
         "img_ids": seeded(image, 3, scale=4),
         "txt_ids": torch.zeros(text, 3),
         "return_dict": False,
-    }
+    } | more
 
 
 CASE = ModelCase(
@@ -44,6 +44,13 @@ CASE = ModelCase(
         "even": lambda: call(16, 8, 1),
         "odd": lambda: call(15, 7, 2),
         "less text than ranks": lambda: call(9, 1, 1),
+        "ControlNet": lambda: call(
+            15,
+            7,
+            1,
+            controlnet_block_samples=[seeded(1, 15, 64)],
+            controlnet_single_block_samples=[seeded(1, 15, 64, seed=1)],
+        ),
     },
 )
 

@@ -420,6 +420,22 @@ def test_remove_gives_back_the_very_same_model(ranks: Any) -> None:
     ranks.run(apply_and_remove)
 
 
+def replace_a_processor() -> str:
+    model = Toy()
+    model.blocks[0].attn = Processed(Processor())  # type: ignore[assignment]
+    tokens = seeded(1, 6, WIDTH)
+    with apply(model):
+        model.blocks[0].attn.processor = Processor()  # type: ignore[assignment]
+        with pytest.raises(ParallelError) as caught:
+            model(tokens)
+    return str(caught.value)
+
+
+def test_a_processor_that_is_replaced_afterwards_is_an_error(ranks: Any) -> None:
+    for text in ranks.run(replace_a_processor):
+        assert "processor of module 'blocks.0.attn' was replaced after" in text
+
+
 def copies() -> None:
     model = Toy()
     tokens = seeded(1, 7, WIDTH)

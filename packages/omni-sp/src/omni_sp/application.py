@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from omni_group_coordinator import SequenceParallelGroupCoordinator
+from weakref import ref
+
+from torch import nn
+
+from omni_group_coordinator import ParallelError, SequenceParallelGroupCoordinator
 from omni_sp.region import ShardedRegion
 from omni_sp.shards import Order
 
@@ -26,6 +30,26 @@ class Application:
         self.order = order
         self.masks = masks
         self.region: ShardedRegion | None = None
+        self._watched: list[tuple[ref[nn.Module], str, object]] = []
+
+    def watch(self, module: nn.Module, name: str, processor: object) -> None:
+        """Take note of a processor that was put in a module, for `check`."""
+        self._watched.append((ref(module), name, processor))
+
+    def check(self) -> None:
+        """Check that nobody has put another processor in a module since.
+
+        Raises:
+            ParallelError: Somebody has: its attention would see this rank's tokens alone.
+        """
+        for weak, name, processor in self._watched:
+            module = weak()
+            if module is not None and module.processor is not processor:
+                msg = (
+                    f"the attention processor of module {name!r} was replaced after "
+                    "apply_sequence_parallel; remove the handle, change processors, apply again"
+                )
+                raise ParallelError(msg)
 
     def new_region(self) -> ShardedRegion:
         """A region for a call that begins."""

@@ -120,6 +120,9 @@ def _apply(
     for name, plan in applied.attentions.items():
         site = AttentionSite(name, plan, application, config)
         undo.append(_take_over(applied.modules[name], site))
+        if isinstance(stand_in := attention_owner(applied.modules[name]), nn.Module):
+            continue
+        application.watch(applied.modules[name], name, stand_in)
     for name, entry in applied.convolutions.items():
         rows = ConvolvedRows(name, applied.modules[name], entry, application)
         undo += [hook.remove for hook in rows.hook(applied.modules[name])]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from omni_sp.application import Application
@@ -42,6 +43,8 @@ class RegionForward:
         """Call the model with its sequence split over the ranks."""
         if not self._enabled:
             return self._original(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            self._application.check()
         outer = self._application.region
         region = self._application.region = self._application.new_region()
         try:

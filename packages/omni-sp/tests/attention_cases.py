@@ -40,6 +40,8 @@ class Call:
     dtype: torch.dtype = torch.float32
     merge_in_float32: bool = True
     seed: int = 0
+    strided: bool = False
+    """Tokens, and not the elements of a head, are neighbours in memory."""
 
 
 def local(tensor: Tensor, shards: SequenceShards, rank: int, dim: int) -> Tensor:
@@ -118,10 +120,13 @@ def largest_error(call: Call, ulysses: int, ring: int) -> float:
         order=call.order,
         convert_to_fp32=call.merge_in_float32,
     )
+    mine = [local(query, shards, rank, 1), local(key, keys, rank, 1), local(value, keys, rank, 1)]
+    if call.strided:
+        mine = [t.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for t in mine]
     found = sequence_parallel_attention(
-        local(query, shards, rank, 1),
-        local(key, keys, rank, 1),
-        local(value, keys, rank, 1),
+        mine[0],
+        mine[1],
+        mine[2],
         config,
         shards=shards,
         kv_shards=kv_shards,

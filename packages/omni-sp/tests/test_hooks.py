@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 from dataclasses import replace
@@ -356,6 +357,133 @@ def test_a_model_whose_attention_cannot_be_taken_over_is_refused() -> None:
     plan_of_toy = PLAN | {"start": SequenceParallelAttention(("tokens",))}
     with pytest.raises(ParallelConfigError, match="attention of module 'start', a Identity"):
         apply_sequence_parallel(Toy(), SequenceParallelConfig(), plan_of_toy, state=state)
+
+
+class Doubled(Processor):
+    """Overrides the method that attends, and reaches it by super()."""
+
+    def __call__(self, module: nn.Module, tokens: Tensor) -> Tensor:
+        return 2 * super().__call__(module, tokens)
+
+
+class Without(Attention):
+    """Overrides the method that attends, and does not attend."""
+
+    def forward(self, tokens: Tensor, keys: Tensor | None = None, **options: Any) -> Tensor:
+        return 5 * tokens
+
+
+class Tripled(Attention):
+    def forward(self, tokens: Tensor, keys: Tensor | None = None, **options: Any) -> Tensor:
+        return 3 * super().forward(tokens, keys, **options) + 1
+
+
+def derived() -> None:
+    tokens = seeded(1, 7, WIDTH)
+    for attention in (Processed(Doubled()), Without(), Tripled()):
+        model = Toy()
+        model.blocks[0].attn = attention  # type: ignore[assignment]
+        expected = model(tokens)
+        with apply(model):
+            close(model(tokens), expected)
+        assert torch.equal(model(tokens), expected)
+
+
+def test_methods_that_override_attention_still_override_it(ranks: Any) -> None:
+    ranks.run(derived)
+
+
+class Elsewhere(nn.Module):
+    """Attention by a function that is kept in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = torch.nn.functional.scaled_dot_product_attention
+
+    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
+        heads = tokens.unsqueeze(1)
+        return self.function(heads, heads, heads).squeeze(1)
+
+
+class Several(nn.Module):
+    """torch's own module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
+        return self.inner(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def unknown() -> list[str]:
+    texts = []
+    for attention in (Elsewhere(), Several()):
+        model = Toy()
+        model.blocks[1].attn = attention  # type: ignore[assignment]
+        with apply(model), pytest.raises(ParallelError) as caught:
+            model(seeded(1, 6, WIDTH))
+        texts.append(str(caught.value))
+    return texts
+
+
+def test_attention_that_was_not_found_is_an_error_in_the_first_call(ranks: Any) -> None:
+    for elsewhere, several in ranks.run(unknown):
+        assert (
+            "the model calls scaled_dot_product_attention while its sequence is split" in elsewhere
+        )
+        assert "the model calls multi_head_attention_forward while" in several
+
+
+def split_twice() -> list[str]:
+    texts = []
+    tokens = seeded(1, 8, WIDTH)
+    tied = Toy()
+    tied.blocks[1] = tied.blocks[0]
+    twice = {"blocks.*": {"tokens": TOKENS}, "end": PLAN["end"]}
+    for model, plan in ((Toy(), twice), (tied, PLAN)):
+        with apply(model, plan), pytest.raises(ParallelError) as caught:
+            model(tokens)
+        texts.append(str(caught.value))
+    return texts
+
+
+def test_a_stream_that_is_split_twice_is_an_error(ranks: Any) -> None:
+    for texts in ranks.run(split_twice):
+        for text in texts:
+            assert "'tokens' is split already, 8 tokens, and comes here with 4" in text
+
+
+def wrong_mask() -> str:
+    """Of a length that one rank alone could take for its own part."""
+    model = Toy()
+    with apply(model), pytest.raises(ParallelConfigError) as caught:
+        model(seeded(1, 9, WIDTH), attn_mask=torch.ones(1, 1, 1, 5, dtype=torch.bool))
+    return str(caught.value)
+
+
+def test_a_mask_that_fits_one_rank_alone_is_an_error_on_all(ranks: Any) -> None:
+    first, second = ranks.run(wrong_mask, timeout=20)
+    assert "fits this rank's part of the keys, and that of another rank does not" in first
+    assert "legal sizes here" in second
+
+
+def apply_to_a_copy() -> None:
+    model = Toy()
+    tokens = seeded(1, 6, WIDTH)
+    expected = model(tokens)
+    handle = apply(model)
+    inner = model.forward
+    model.forward = functools.partial(inner)  # type: ignore[method-assign]
+    handle.remove()
+    model.forward = inner  # type: ignore[method-assign]
+    close(model(tokens), expected)
+    with apply(model):
+        close(model(tokens), expected)
+
+
+def test_a_model_whose_forward_was_wrapped_meanwhile_can_be_applied_again(ranks: Any) -> None:
+    ranks.run(apply_to_a_copy)
 
 
 def interrupted() -> None:

@@ -125,6 +125,13 @@ def test_a_replicated_text_counts_once(
         assert worst(ranks, call, *degrees) < TOLERANCE
 
 
+@pytest.mark.parametrize("exchange", ["ring", "allgather"])
+@pytest.mark.parametrize(("ulysses", "ring"), DEGREES)
+def test_any_layout_in_memory_will_do(ranks: Any, ulysses: int, ring: int, exchange: Any) -> None:
+    call = Call((Segment(9),), kv_heads=5, exchange=exchange, strided=True)
+    assert worst(ranks, call, ulysses, ring) < TOLERANCE
+
+
 def ring_error(world_size: int, merge_in_float32: bool) -> float:
     call = Call((Segment(96),), kv_heads=4, dtype=torch.bfloat16, merge_in_float32=merge_in_float32)
     return largest_error(call, 1, world_size)

@@ -21,6 +21,8 @@ class Application:
 
     Attributes:
         region: Of the call of the model that is under way; ``None`` between calls.
+        legal_calls: How many attention calls are under way that are known: parallel or local ones.
+        verified: Whether a whole call of the model was watched for unknown ones.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class Application:
         self.order = order
         self.masks = masks
         self.region: ShardedRegion | None = None
+        self.legal_calls = 0
+        self.verified = False
         self._watched: list[tuple[ref[nn.Module], str, object]] = []
 
     def watch(self, module: nn.Module, name: str, processor: object) -> None:

@@ -61,7 +61,8 @@ def apply_plan(plan: SequenceParallelModelPlan, model: nn.Module) -> AppliedPlan
                 applied.entries.setdefault(name, []).append(entry)
     known: dict[type, bool] = {}
     for name, module in model.named_modules():
-        if named.get(name) == LOCAL_ATTENTION:
+        crosses = name not in named and getattr(module, "is_cross_attention", False)
+        if crosses or named.get(name) == LOCAL_ATTENTION:
             applied.local.append(name)
             applied.modules[name] = module
             continue
@@ -88,8 +89,7 @@ def _attention_of(
     """How a module attends over a split sequence; ``None`` if it does not."""
     plan = named.get(name)
     if plan is None:
-        crosses = getattr(module, "is_cross_attention", False)
-        return SequenceParallelAttention() if _attends(module, known) and not crosses else None
+        return SequenceParallelAttention() if _attends(module, known) else None
     if plan.kind == "softmax" and not _attends(module, known):
         msg = (
             f"the plan names the attention of module {name!r}, a {type(module).__name__}, which "

@@ -90,7 +90,8 @@ class AttentionSite:
             out = self._attend(region, tensors, attn_mask, dropout_p, is_causal, scale, self._key)
             if out is not None:
                 return out.transpose(1, 2)
-        return scaled_dot_product_attention(
+        return self._known(
+            scaled_dot_product_attention,
             query,
             key,
             value,
@@ -137,7 +138,8 @@ class AttentionSite:
         if self._dispatch is None:
             msg = f"{self._where}: dispatch was called without an original"
             raise ParallelError(msg)
-        return self._dispatch(
+        return self._known(
+            self._dispatch,
             query,
             key,
             value,
@@ -182,7 +184,15 @@ class AttentionSite:
         if plan.masks:
             mask = region.mask(plan, query, self._where)
         call = AttentionCall(attention, segments, kv_segments, is_causal, scale)
-        return attend(query, key, value, mask, call)
+        return self._known(attend, query, key, value, mask, call)
+
+    def _known(self, attention: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        """Make an attention call, known to be one that was taken over."""
+        self._application.legal_calls += 1
+        try:
+            return attention(*args, **options)
+        finally:
+            self._application.legal_calls -= 1
 
     def _key_for(self, backend: Any, options: dict[str, Any] | None) -> str:
         """Which attention serves diffusers' backend: torch's kernel, or one that the user chose."""

@@ -106,7 +106,11 @@ class TorchKernel:
         group = query.shape[2] // key.shape[2]
         if group > 1:
             key, value = (t.repeat_interleave(group, 2) for t in (key, value))
-        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        # These kernels read memory as if the last dimension were dense, without a check.
+        query, key, value = (
+            (t if t.stride(-1) == 1 else t.contiguous()).transpose(1, 2)
+            for t in (query, key, value)
+        )
         bias = None if attn_mask is None else _as_bias(attn_mask, query.dtype)
         out, lse = _attend_with_lse(query, key, value, bias, is_causal, scale)
         if bias is not None:

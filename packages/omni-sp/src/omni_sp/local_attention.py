@@ -34,10 +34,18 @@ class LocalAttention:
         self._position = names.index(_KEYS) if _KEYS in names else None
 
     def hook(self, module: nn.Module) -> list[RemovableHandle]:
-        """Have calls of the module watched, if it has such a parameter."""
-        if self._position is None:
-            return []
-        return [module.register_forward_pre_hook(self._check, with_kwargs=True)]
+        """Have calls of the module watched."""
+        return [
+            module.register_forward_pre_hook(self._begin, with_kwargs=True),
+            module.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _end(self, *_: object) -> None:
+        self._application.legal_calls -= 1
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._application.legal_calls += 1
+        self._check(module, args, kwargs)
 
     def _check(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         region, position = self._application.region, self._position

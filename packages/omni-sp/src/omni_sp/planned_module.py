@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from omni_sp.region import ShardedRegion, check_dims
 
 Entry = AnySequenceParallelInput | SequenceParallelOutput
 Items = tuple[Entry | None, ...]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class PlannedModule:
@@ -50,7 +52,10 @@ class PlannedModule:
         self._class = type(module).__name__
         self._where = f"module {name!r}" if name else f"model {self._class}"
         self._positions = {
-            key: index for index, key in enumerate(inspect.signature(module.forward).parameters)
+            key: index if parameter.kind in _POSITIONAL else sys.maxsize
+            for index, (key, parameter) in enumerate(
+                inspect.signature(module.forward).parameters.items()
+            )
         }
         self._inputs: dict[str, Entry | Items] = {}
         self._outputs: dict[int, Entry | Items] = {}

@@ -23,26 +23,37 @@ _DEPTH = 3  # torch.nn.functional is three names deep; helpers call helpers abou
 def subclass_with(cls: type, replace: Replace) -> type | None:
     """A subclass whose methods use replaced functions; ``None`` if no method uses any.
 
+    Each class of the inheritance gets its changed methods just before itself, so that overriding
+    methods still override, and those that they reach by ``super()`` are the changed ones.
+
     Args:
         cls: The class.
         replace: Gives the replacement of a function that a method refers to.
     """
-    changed: dict[str, Any] = {}
+    shadows: list[type] = []
     for base in cls.__mro__:
         if base in (nn.Module, object):
             break
-        for name, member in vars(base).items():
-            if name in changed or getattr(cls, name, None) is None:
-                continue
-            function = member.__func__ if isinstance(member, staticmethod) else member
-            if isinstance(function, FunctionType):
-                copy = rebound(function, replace)
-                if copy is not function:
-                    changed[name] = staticmethod(copy) if isinstance(member, staticmethod) else copy
-    if not changed:
+        changed = _changed_methods(base, replace)
+        if changed:
+            # The class keeps its name: some code looks for it, and messages show it.
+            extra = {"__module__": base.__module__, "__slots__": ()}
+            shadows.append(type(base.__name__, (base,), changed | extra))
+    if not shadows:
         return None
-    # The class keeps its name: some code looks for it, and messages show it.
-    return type(cls.__name__, (cls,), {**changed, "__module__": cls.__module__, "__slots__": ()})
+    bases = (*shadows,) if issubclass(shadows[0], cls) else (cls, *shadows)
+    return type(cls.__name__, bases, {"__module__": cls.__module__, "__slots__": ()})
+
+
+def _changed_methods(cls: type, replace: Replace) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for name, member in vars(cls).items():
+        function = member.__func__ if isinstance(member, staticmethod) else member
+        if isinstance(function, FunctionType):
+            copy = rebound(function, replace)
+            if copy is not function:
+                changed[name] = staticmethod(copy) if isinstance(member, staticmethod) else copy
+    return changed
 
 
 def rebound(function: FunctionType, replace: Replace, depth: int = _DEPTH) -> FunctionType:

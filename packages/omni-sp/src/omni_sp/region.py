@@ -83,10 +83,22 @@ class ShardedRegion:
                 raise ParallelError(msg)
         else:
             segment = self.new_segment(length, plan.auto_pad, unit, where)
+        self._check_open(name, plan, length, where)
         self._streams[name] = Stream(segment, plan.attends)
         if name in self._masks:
             self._wholes[name] = tensor
         return self.shard(tensor, plan.split_dim, segment)
+
+    def _check_open(self, name: str, plan: SequenceParallelInput, length: int, where: str) -> None:
+        stream = self._streams.get(name)
+        if stream is None or not (stream.is_open and stream.attends and plan.attends):
+            return
+        if length != stream.segment.length:
+            msg = (
+                f"{where}: {name!r} is split already, {stream.segment.length} tokens, and comes "
+                f"here with {length}; split a stream once, where it enters the blocks"
+            )
+            raise ParallelError(msg)
 
     def new_segment(self, length: int, padded: bool, unit: int, where: str) -> Segment:
         """How a stream of this length lies on the ranks; whole on each if some would have none."""
@@ -206,6 +218,12 @@ class ShardedRegion:
             mask = self._wholes.get(plan.masks.get(name, ""))
             if mask is None:
                 mask = torch.ones(tensor.shape[0], length, dtype=torch.bool, device=tensor.device)
+            if mask.is_floating_point():
+                msg = (
+                    f"{where}: {plan.masks[name]!r} is a key mask of dtype {mask.dtype}; legal: "
+                    "bool or integers, where true attends"
+                )
+                raise ParallelError(msg)
             parts.append(mask.to(torch.bool))
         return torch.cat(parts, 1)[:, None, None, :]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from omni_sp.application import Application
 from omni_sp.planned_module import PlannedModule
+from omni_sp.unknown_attention import UnknownAttention, has_compiled_parts
 
 
 class RegionForward:
@@ -36,7 +37,8 @@ class RegionForward:
         self._own: Callable[..., Any] | None = module.__dict__.get("forward")
         self._original: Callable[..., Any] = module.forward
         self._enabled = True
-        functools.update_wrapper(self, self._original)
+        # Not its attributes: they may be those of an older object of this class.
+        functools.update_wrapper(self, self._original, updated=())
         module.__dict__["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,16 +49,30 @@ class RegionForward:
             self._application.check()
         outer = self._application.region
         region = self._application.region = self._application.new_region()
+        self._application.legal_calls = 0
         try:
             if self._planned is not None and self._planned.has_inputs:
                 args, kwargs = self._planned.split_inputs(args, kwargs)
-            output = self._original(*args, **kwargs)
+            output = self._watched(*args, **kwargs)
             if self._planned is not None and self._planned.has_outputs:
                 output = self._planned.change_outputs(args, kwargs, output)
             region.close()
             return output
         finally:
             self._application.region = outer
+
+    def _watched(self, *args: Any, **kwargs: Any) -> Any:
+        """The original, in its first call watched for attention that is not known."""
+        if (
+            self._application.verified
+            or torch.compiler.is_compiling()
+            or has_compiled_parts(self._module)
+        ):
+            return self._original(*args, **kwargs)
+        with UnknownAttention(self._application):
+            output = self._original(*args, **kwargs)
+        self._application.verified = True
+        return output
 
     def give_back(self) -> None:
         """Put the original ``forward`` back."""

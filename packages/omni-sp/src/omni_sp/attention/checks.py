@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
@@ -41,7 +43,25 @@ def check_call(
         msg = f"the attention mask is on {mask.device}, the query on {query.device}; move the mask"
         raise ParallelConfigError(msg)
     shape = (query.shape[0], query.shape[2])
-    return checked_mask(mask, shape, shards, kv_shards, group.rank_in_group)
+    if mask.shape[-1] == kv_shards.length:
+        return checked_mask(mask, shape, shards, kv_shards, group.rank_in_group)
+    # What is this rank's length may be none of another's: all must know before any gathers.
+    error = None
+    try:
+        full = checked_mask(mask, shape, shards, kv_shards, group.rank_in_group)
+    except ParallelConfigError as found:
+        error = found
+    fits = torch.tensor([error is None], dtype=torch.int32)
+    if error is None and group.all_reduce(fits, dist.ReduceOp.MIN).item():
+        return full
+    if error is not None:
+        group.all_reduce(fits, dist.ReduceOp.MIN)
+        raise error
+    msg = (
+        f"an attention mask of shape {tuple(mask.shape)} fits this rank's part of the keys, and "
+        f"that of another rank does not; legal: all {kv_shards.length} keys, or each rank's own"
+    )
+    raise ParallelConfigError(msg)
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:

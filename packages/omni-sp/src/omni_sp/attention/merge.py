@@ -36,7 +36,8 @@ class MergedAttention:
             self._out, self._lse = out.to(self._dtype), lse
             return
         total = torch.logaddexp(self._lse, lse)
-        weight = (lse - total).exp()
+        # Of the difference, not of the total: scores may be so low that the total absorbs it.
+        weight = torch.sigmoid(lse - self._lse)
         weight = weight.masked_fill(total == -math.inf, 0.0)  # neither part attends to anything
         # Not in place: the first output may still belong to a kernel.
         self._out = torch.lerp(self._out, out.to(self._dtype), weight.unsqueeze(-1))

@@ -59,9 +59,9 @@ def _packed(packs: Sequence[Sequence[tuple[Tensor, Ranges]]], world_size: int) -
             torch.unflatten(tensor, 2, (world_size, -1)).permute(2, 0, 1, 3, 4)
             for tensor, _ in packs[0]
         ]
-        return torch.cat(split, 3).view(-1)  # one kernel, each element copied once
+        return torch.cat(split, 3).reshape(-1)  # one kernel, each element copied once
     pieces = [
-        torch.cat([tensor[:, :, slice(*heads[rank])] for tensor, heads in pack], 2).view(-1)
+        torch.cat([tensor[:, :, slice(*heads[rank])] for tensor, heads in pack], 2).reshape(-1)
         for rank in range(world_size)
         for pack in packs
     ]

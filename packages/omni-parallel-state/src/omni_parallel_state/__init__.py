@@ -7,6 +7,7 @@ the state of the process and answer questions to the current one.
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state.__about__ import __version__
 from omni_parallel_state.dims import Dim
+from omni_parallel_state.handle import Handle
 from omni_parallel_state.parallel_state import (
     ParallelLayout,
     ParallelState,
@@ -63,6 +64,7 @@ from omni_parallel_state.sequence_groups import sequence_subgroups
 
 __all__ = [
     "Dim",
+    "Handle",
     "ParallelConfigError",
     "ParallelError",
     "ParallelLayout",

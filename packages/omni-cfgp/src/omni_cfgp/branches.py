@@ -1,0 +1,38 @@
+"""Which rank computes which guidance branch. Arithmetic alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_group_coordinator import ParallelConfigError
+
+
+def assign_branches(costs: Sequence[float], ranks: int) -> tuple[int, ...]:
+    """The rank of each branch: in order, each to the rank with the least to do so far.
+
+    Needs no knowledge of the branches to come, so a rank can tell as soon as it meets a branch
+    whether to compute it. The largest sum of a rank is below twice the best possible one
+    (Graham, Bounds for Certain Multiprocessing Anomalies, 1966).
+
+    Args:
+        costs: Of each branch, in any unit.
+        ranks: Number of ranks; those beyond the number of branches get none.
+
+    Raises:
+        ParallelConfigError: There is no rank, or a cost is negative.
+    """
+    if ranks < 1 or any(cost < 0 for cost in costs):
+        msg = f"cannot divide branches of costs {list(costs)} over {ranks} ranks; legal: 1 or more"
+        raise ParallelConfigError(msg)
+    loads = [0.0] * ranks
+    owners = []
+    for cost in costs:
+        owner = least_loaded(loads)
+        loads[owner] += cost
+        owners.append(owner)
+    return tuple(owners)
+
+
+def least_loaded(loads: Sequence[float]) -> int:
+    """The first of the ranks that have the least to do."""
+    return min(range(len(loads)), key=loads.__getitem__)

@@ -1,0 +1,78 @@
+"""One denoiser of an application: its name, and its calls as they are without us."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from omni_group_coordinator import ParallelError
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A module that predicts noise.
+
+    Attributes:
+        name: For messages; the same on every rank.
+        call: Calls it, with its hooks and without guidance over ranks.
+    """
+
+    name: str
+    _module: ref[nn.Module]
+    call: Callable[..., Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, which is alive while it is called."""
+        module = self._module()
+        if module is None:
+            msg = f"{self.name} is no longer there"
+            raise ParallelError(msg)
+        return module
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its weights are sharded, so that ranks must call it as often as each other."""
+        return isinstance(self.module, FSDPModule)
+
+    def parameter(self, index: int) -> str:
+        """Name of a positional parameter."""
+        module = getattr(self.module, "_orig_mod", self.module)  # what torch.compile wraps
+        names = list(inspect.signature(module.forward).parameters)
+        return names[index] if index < len(names) else ""
+
+    def attention(self) -> tuple[str, ...]:
+        """The classes of its attention processors: some know how the batch is made up."""
+        found = {
+            type(processor).__qualname__
+            for module in self.module.modules()
+            if (processor := getattr(module, "processor", None)) is not None
+        }
+        return tuple(sorted(found))
+
+
+def writes_elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call may leave something behind in its arguments, such as keys in a cache.
+
+    By the name, or because an argument is neither a tensor nor plain data.
+    """
+    caches = ("cache" in name and not isinstance(v, _PLAIN) for name, v in kwargs.items())
+    return any(caches) or not all(_is_data(value) for value in (*args, *kwargs.values()))
+
+
+def _is_data(value: object) -> bool:
+    if isinstance(value, (Tensor, *_PLAIN)):
+        return True
+    if isinstance(value, tuple | list):
+        return all(_is_data(item) for item in value)
+    if isinstance(value, Mapping):
+        return all(_is_data(item) for item in value.values())
+    return type(value).__module__ in ("torch", "numpy")

@@ -1,0 +1,141 @@
+"""Whether the rows of a call may be computed apart, which is tried before it is relied on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_cfgp.denoiser import Denoiser
+from omni_cfgp.exchange import all_say
+from omni_cfgp.outcome import Outcome
+from omni_cfgp.rows import RowPlan, plan_rows
+from omni_cfgp.structure import describe, rebuild, tensors_in
+from omni_group_coordinator import GroupCoordinator, ParallelError, split_sizes
+
+_log = logging.getLogger("omni_cfgp")
+
+# Relative to the largest value: other batch sizes take other kernels, which round otherwise.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_LOW_PRECISION = 5e-2
+
+
+class RowDivision:
+    """Plans the rows of calls, and remembers of which kinds of calls they may be divided.
+
+    Of the first call of a kind every rank computes the whole, and a part of it again to compare:
+    models whose samples see each other, and inputs that were taken for rows or not taken for
+    them, are found so. That call costs up to twice its time.
+
+    Args:
+        group: The ranks.
+        shared: Names of inputs without rows, beside the known ones.
+    """
+
+    def __init__(self, group: GroupCoordinator, shared: Collection[str]) -> None:
+        self._group = group
+        self._shared = shared
+        self._verdicts: dict[Hashable, bool] = {}
+        self._attention: dict[str, tuple[str, ...]] = {}
+
+    def new_request(self) -> None:
+        """Attention processors may have been changed."""
+        self._attention.clear()
+
+    def plan(
+        self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[RowPlan | None, Outcome | None]:
+        """How to divide a call; and its result, where it has been made to find that out.
+
+        Raises:
+            ParallelError: The call failed on another rank.
+        """
+        plan = plan_rows(args, kwargs, denoiser.parameter, self._shared)
+        if plan is None:
+            return None, None
+        if denoiser.name not in self._attention:
+            self._attention[denoiser.name] = denoiser.attention()
+        kind = (denoiser.name, plan.dims, self._attention[denoiser.name])
+        if kind in self._verdicts:
+            return (plan if self._verdicts[kind] else None), None
+        whole, verdict = self._try(denoiser, args, kwargs, plan)
+        self._verdicts[kind] = verdict
+        if not verdict:
+            _log.warning(
+                "the rows of calls of %s depend on each other, so each call is made on one rank",
+                denoiser.name,
+            )
+        return None, whole
+
+    def _try(
+        self,
+        denoiser: Denoiser,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        plan: RowPlan,
+    ) -> tuple[Outcome, bool]:
+        world, me = self._group.world_size, self._group.rank_in_group
+        sizes = split_sizes(plan.rows, world)
+        start = sum(sizes[:me])
+        # Before the whole call, which may take things out of its arguments.
+        some = plan.take(args, kwargs, *((start, start + sizes[me]) if sizes[me] else (0, 1)))
+        whole = Outcome.of(lambda: denoiser.call(*args, **kwargs))
+        part = Outcome.of(lambda: denoiser.call(*some[0], **some[1]))
+        if not sizes[me]:
+            start, sizes[me] = 0, 1
+        same = whole.error is None and part.error is None
+        same = same and _is_part(part.value, whole.value, start, start + sizes[me], plan.rows)
+        said = all_say(self._group, [whole.report(), same])
+        if whole.error is not None:
+            raise whole.error
+        for rank, (report, _) in enumerate(said):
+            if report is not None:
+                msg = f"{denoiser.name} failed on group rank {rank}: {report}"
+                raise ParallelError(msg)
+        return whole, all(agreed for _, agreed in said)
+
+
+def _is_part(part: Any, whole: Any, start: int, stop: int, rows: int) -> bool:
+    if type(part) is not type(whole):
+        return False
+    found, expected = tensors_in(part), tensors_in(rows_of(whole, start, stop, rows))
+    return len(found) == len(expected) and all(map(_close, found, expected))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not expected.numel():
+        return True
+    tolerance = _TOLERANCES.get(expected.dtype, _LOW_PRECISION)
+    largest = expected.abs().max()
+    return bool((found - expected).abs().max() <= tolerance * largest)
+
+
+def rows_of(whole: Any, start: int, stop: int, rows: int) -> Any:
+    """The part of a call's result that is for some of the rows."""
+    if isinstance(whole, Tensor):
+        share = whole.shape[0] // rows if whole.ndim else 0
+        return whole[start * share : stop * share]
+    if isinstance(whole, list):
+        return whole[start:stop]
+    if type(whole) is tuple:
+        return tuple(rows_of(item, start, stop, rows) for item in whole)
+    tensors = [rows_of(tensor, start, stop, rows) for tensor in tensors_in(whole)]
+    return rebuild(describe(whole), iter(tensors))
+
+
+def joined(parts: list[Any]) -> Any:
+    """The result of a call, of the results for its rows in order."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    if type(first) is tuple:
+        return tuple(joined(list(items)) for items in zip(*parts, strict=True))
+    tensors = map(joined, map(list, zip(*map(tensors_in, parts), strict=True)))
+    return rebuild(describe(first), iter(tensors))

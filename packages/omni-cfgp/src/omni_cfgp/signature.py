@@ -1,0 +1,78 @@
+"""What calls of a denoiser have in common: everything that decides the shape of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TIMES = ("timestep", "timesteps", "t")  # change from step to step, and never a shape
+
+
+def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """A key that is equal for calls whose results have the same shapes; the same on every rank.
+
+    Args:
+        args: Positional arguments of the call.
+        kwargs: Named ones.
+    """
+    named = ((name, _key(value, name)) for name, value in sorted(kwargs.items()))
+    return tuple(_key(value) for value in args), tuple(named)
+
+
+def _key(value: object, name: str = "") -> Hashable:
+    if isinstance(value, Tensor):
+        return str(value.dtype).removeprefix("torch."), tuple(value.shape)
+    if isinstance(value, float) or (name in _TIMES and not isinstance(value, tuple | list | dict)):
+        return type(value).__name__
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(_key(item) for item in value)
+    if isinstance(value, Mapping):
+        return tuple((key, _key(item)) for key, item in value.items())
+    return type(value).__qualname__
+
+
+def cost(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """How much work a call is, relative to others of the same denoiser: its rows times tokens."""
+    values = [*args, *kwargs.values()]
+    return float(sum(_tokens(value) for value in values if isinstance(value, Tensor)))
+
+
+def _tokens(tensor: Tensor) -> int:
+    if tensor.ndim == 3:  # (batch, tokens, width)
+        return tensor.shape[0] * tensor.shape[1]
+    if tensor.ndim in (4, 5):  # (batch, channels, ..., height, width)
+        return tensor.numel() // max(tensor.shape[1], 1)
+    return 0
+
+
+def fingerprint(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+    """Three numbers for each input of floating point, to see whether ranks were given the same.
+
+    Waits for the device.
+    """
+    values = [*args, *(value for _, value in sorted(kwargs.items()))]
+    found: list[float] = []
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            wide = value.detach().to(torch.float32)
+            found += [float(value.numel()), float(wide.sum()), float(wide.square().sum())]
+    return tuple(found)
+
+
+def same_inputs(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two fingerprints are those of inputs that are equal but for rounding."""
+    if len(one) != len(other):
+        return False
+    for i in range(0, len(one), 3):
+        (count, total, square), (counted, summed, squared) = one[i : i + 3], other[i : i + 3]
+        slack = 1e-3 * (count * max(square, squared)) ** 0.5 + 1e-30
+        if count != counted or not abs(total - summed) <= slack:
+            return False
+        if not abs(square - squared) <= 1e-3 * max(square, squared):
+            return False
+    return True

@@ -13,6 +13,7 @@ from omni_parallel.demo import command
 from omni_parallel.demo.generate import RankReport
 from omni_parallel.demo.launch import RunResult
 from omni_parallel.demo.request import MAX_SIZE
+from omni_parallel.v1 import strategies
 from omni_parallel_state import ParallelLayout
 
 pytest.importorskip("diffusers")
@@ -38,6 +39,21 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--ranks", "0"], ["--ranks", "1<=x"]),
         (["--ranks", "two"], ["--ranks", "'two'"]),
+        (["--layout", ""], ["--layout", "an empty layout", "such as cfg=2,ulysses=2"]),
+        (["--layout", "tp=2"], ["--layout", "'tp' is no degree", "legal: cfg, ring, ulysses"]),
+        (["--layout", "cfg=two"], ["--layout", "cfg=two is no number of ranks"]),
+        (["--layout", "ring=0"], ["--layout", "nearest legal value is ring=1"]),
+        (["--layout", "cfg=2,cfg=2"], ["--layout", "cfg is given twice"]),
+        (["--layout", "cfg=3"], ["--layout", "has 2 guidance branches", "legal: 1, 2"]),
+        (["--layout", "ulysses=65"], ["--layout", "65 ranks", "nearest: ulysses=64"]),
+        (
+            ["--layout", "cfg=2", "--ranks", "4"],
+            ["--ranks: 4, but --layout has 2 (cfg=2); legal here: 2, or leave --ranks out"],
+        ),
+        (
+            ["--layout", "ring=3,ulysses=3", "--size", "32x64"],
+            ["9 ranks cannot share a picture", "has 8 tokens", "up to 8 ranks"],
+        ),
         (["--steps", "0"], ["--steps", "1<=x"]),
         (["--seed", "-1"], ["--seed"]),
         (["--size", "big"], ["'big' is no size", "192x128"]),
@@ -69,6 +85,23 @@ def test_bad_input_is_refused_before_a_rank_starts(options: list[str], parts: li
         assert part in said
 
 
+@pytest.mark.usefixtures("no_ranks")
+@pytest.mark.parametrize(
+    ("layout", "package"), [("ring=2", "omni-sp"), ("cfg=2", "omni-cfgp"), ("cfg=1", None)]
+)
+def test_a_strategy_that_is_not_installed_is_missed_before_a_rank_starts(
+    monkeypatch: pytest.MonkeyPatch, layout: str, package: str | None
+) -> None:
+    monkeypatch.setattr(strategies, "entry_points", lambda group: ())
+    result = run("--layout", layout, "--size", "130")
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.output.split())
+    if package is None:
+        assert "width 130" in said, "one process needs no strategy"
+    else:
+        assert f"is not installed (installed: none); try: pip install {package}" in said
+
+
 def fake_launch(error: float) -> object:
     """A launcher whose ranks draw noise, the parallel ones with an error on the last rank."""
 
@@ -80,7 +113,8 @@ def fake_launch(error: float) -> object:
         pictures = [picture.clone() for _ in range(layout.world_size)]
         if layout.world_size > 1:
             pictures[-1][0, 1, 2, 3] += error
-        reports = [RankReport(r, 0.5 / layout.ulysses, 3e6, 10**9) for r in range(layout.ulysses)]
+        ranks = layout.world_size
+        reports = [RankReport(rank, 0.5 / ranks, 3e6, 10**9) for rank in range(ranks)]
         return RunResult(layout, tuple(reports), tuple(pictures))
 
     return launch
@@ -101,15 +135,63 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
     assert all(len(line) <= 100 for line in result.output.splitlines() if "sheet.png" not in line)
 
 
+@pytest.mark.parametrize(
+    ("options", "ranks", "names"),
+    [
+        (["--ranks", "3"], 3, ["ulysses=3"]),
+        (["--layout", "ring=2", "--ranks", "2"], 2, ["ring=2"]),
+        (["--layout", "cfg=2,ulysses=2"], 4, ["cfg=2", "ulysses=2"]),
+        # 16 ranks and 8 tokens, which the 8 ranks of each branch share
+        (
+            ["--layout", "ulysses=4,ring=2,cfg=2", "--size", "64x32"],
+            16,
+            ["cfg=2", "ring=2", "ulysses=4"],
+        ),
+    ],
+)
+def test_the_layout_is_named_in_the_table_and_on_the_sheet(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    ranks: int,
+    names: list[str],
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(command, "load_strategy", lambda name: None)
+    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    monkeypatch.setattr(command, "write_sheet", lambda out, prompts, runs: titles.extend(runs))
+    result = run("--prompt", "a red circle", *options, "--out", str(tmp_path / "a.png"))
+    assert result.exit_code == 0, result.output
+    assert titles == ["one process", f"{ranks} ranks ({', '.join(names)})"]
+    assert all(name in result.output for name in names)
+    assert f"{ranks}.00 x" in result.output
+    table = [line for line in result.output.splitlines() if line[:1] in {"┃", "│"}]
+    assert "sent / step" in table[0]
+    assert all(len(line) <= 80 for line in table)
+
+
+def test_one_rank_is_the_single_process_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    result = run("--prompt", "a red circle", "--layout", "cfg=1", "--out", str(tmp_path / "a.png"))
+    assert result.exit_code == 0, result.output
+    assert "same pictures" not in result.output
+
+
 def test_too_few_accelerators_are_left_for_the_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(command, "launch", fake_launch(0.0))
-    result = run("--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png"))
+    options = ["--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png")]
+    result = run(*options)
     assert result.exit_code == 0, result.output
     assert "2 ranks need as many accelerators, here is 1: using the CPU" in result.output
+    result = run(*options, "--layout", "ring=2,ulysses=2")
+    assert result.exit_code == 0, result.output
+    assert "4 ranks need as many accelerators, here is 1: using the CPU" in result.output
 
 
 def test_a_sheet_that_cannot_be_written_does_not_cost_the_table(

@@ -13,26 +13,35 @@ pytest.importorskip("diffusers")
 
 
 @pytest.mark.parametrize(
-    ("ulysses", "request_"),
+    ("layout", "request_"),
     [
-        (2, DemoRequest(steps=4, prompts=("a red circle left of a blue square",), seed=5)),
         (
-            3,
+            ParallelLayout(ulysses=2),
+            DemoRequest(steps=4, prompts=("a red circle left of a blue square",), seed=5),
+        ),
+        (
+            ParallelLayout(ulysses=3),
             DemoRequest(steps=2, width=144, height=80, prompts=PROMPTS[:2]),
         ),  # 45 tokens, 4 heads: heads do not divide
+        (ParallelLayout(ring=2), DemoRequest(steps=2, width=80, height=48, prompts=PROMPTS[:1])),
+        (ParallelLayout(cfg=2), DemoRequest(steps=2, width=64, height=64, prompts=PROMPTS[:2])),
+        (
+            ParallelLayout(cfg=2, ulysses=2),
+            DemoRequest(steps=2, width=80, height=48, prompts=PROMPTS[:1]),
+        ),  # 15 tokens
     ],
-    ids=["two ranks", "three ranks"],
+    ids=["ulysses=2", "ulysses=3", "ring=2", "cfg=2", "cfg=2,ulysses=2"],
 )
 def test_pictures_of_several_ranks_are_those_of_one_process(
-    ulysses: int, request_: DemoRequest
+    layout: ParallelLayout, request_: DemoRequest
 ) -> None:
     steps: list[int] = []
     single = launch(request_, ParallelLayout(), steps.append)
     assert single.pictures[0].shape == (len(request_.prompts), 3, request_.height, request_.width)
     assert single.pictures[0].std() > 0.01, "an empty picture would equal any other"
     assert single.bytes_per_step == 0
-    run = launch(request_, ParallelLayout(ulysses=ulysses), steps.append)
-    assert len(run.pictures) == len(run.reports) == ulysses
+    run = launch(request_, layout, steps.append)
+    assert len(run.pictures) == len(run.reports) == layout.world_size
     assert run.difference(single) <= TOLERANCE
     assert run.bytes_per_step > 0
     assert 0 < run.peak_bytes < 10**11

@@ -13,6 +13,13 @@ from rich.progress import Progress, TaskID
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.demo.launch import RunResult, launch
+from omni_parallel.demo.layout_option import (
+    DEFAULT_RANKS,
+    MAX_RANKS,
+    choose_layout,
+    parse_layout,
+)
+from omni_parallel.demo.layouts import layout_name, strategies_of
 from omni_parallel.demo.pipeline import load_pipeline, token_pixels
 from omni_parallel.demo.request import (
     MAX_SIZE,
@@ -23,10 +30,10 @@ from omni_parallel.demo.request import (
     check_size,
 )
 from omni_parallel.demo.sheet import write_sheet
-from omni_parallel.demo.table import TOLERANCE, comparison, layout_name
+from omni_parallel.demo.table import TOLERANCE, comparison
+from omni_parallel.v1 import load_strategy
 from omni_parallel_state import ParallelLayout
 
-MAX_RANKS = 64
 DEFAULT_OUT = Path("omni-parallel-demo.png")
 
 
@@ -49,9 +56,14 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option(
     "--ranks",
     type=click.IntRange(1, MAX_RANKS),
-    default=2,
-    show_default=True,
-    help="Ranks of the parallel run.",
+    help=f"Ranks of the parallel run, all of them for Ulysses.  [default: {DEFAULT_RANKS}]",
+)
+@click.option(
+    "--layout",
+    type=parse_layout,
+    metavar="NAME=DEGREE,...",
+    help="Instead of --ranks, what the ranks share: the guidance branches (cfg=2), the tokens of "
+    "a picture (ulysses=2, ring=2), or several of these (cfg=2,ulysses=2 on 4 ranks).",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
 @click.option(
@@ -83,7 +95,13 @@ class _Size(click.ParamType[tuple[int, int]]):
     help="PNG file for the sheet of pictures.",
 )
 def demo(
-    ranks: int, prompts: tuple[str, ...], steps: int, seed: int, size: tuple[int, int], out: Path
+    ranks: int | None,
+    layout: ParallelLayout | None,
+    prompts: tuple[str, ...],
+    steps: int,
+    seed: int,
+    size: tuple[int, int],
+    out: Path,
 ) -> None:
     """Draw pictures on one process and on several ranks, and compare them.
 
@@ -94,9 +112,10 @@ def demo(
     request = DemoRequest(
         prompts=prompts or PROMPTS, steps=steps, seed=seed, width=size[0], height=size[1]
     )
-    _check(request, ranks, out)
-    device = _device_for(ranks, console)
-    single, parallel = _run_both(request, ranks, device, console)
+    chosen = choose_layout(ranks, layout)
+    _check(request, chosen, out)
+    device = _device_for(chosen.world_size, console)
+    single, parallel = _run_both(request, chosen, device, console)
     _report(request, single, parallel, out, console)
 
 
@@ -108,7 +127,7 @@ def _device_for(ranks: int, console: Console) -> str | None:
     return "cpu" if devices < ranks else None
 
 
-def _check(request: DemoRequest, ranks: int, out: Path) -> None:
+def _check(request: DemoRequest, layout: ParallelLayout, out: Path) -> None:
     """Find every mistake that can be found before a rank starts."""
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         msg = f"cannot write {out}: {out.parent.absolute()} is no folder that can be written to"
@@ -117,28 +136,30 @@ def _check(request: DemoRequest, ranks: int, out: Path) -> None:
         msg = f"{out} is no PNG file; nearest: {out.with_suffix('.png')}"
         raise click.BadParameter(msg, param_hint="--out")
     try:
+        for name in strategies_of(layout):
+            load_strategy(name)
         pipeline = load_pipeline(torch.device("cpu"))
         check_size(request, token_pixels(pipeline))
-        check_ranks(request, ranks, token_pixels(pipeline))
+        check_ranks(request, layout.sp, token_pixels(pipeline))
         check_prompts(request, pipeline)
     except ParallelConfigError as error:
         raise click.UsageError(str(error)) from None
 
 
 def _run_both(
-    request: DemoRequest, ranks: int, device: str | None, console: Console
+    request: DemoRequest, layout: ParallelLayout, device: str | None, console: Console
 ) -> tuple[RunResult, RunResult | None]:
     results: list[RunResult] = []
     with Progress(console=console) as progress:
-        for ulysses in (1, ranks)[: 1 if ranks == 1 else 2]:
-            title = "1 process" if ulysses == 1 else f"{ulysses} ranks  "
+        for each in (ParallelLayout(), layout)[: 1 if layout.world_size == 1 else 2]:
+            ranks = each.world_size
+            title = "1 process" if ranks == 1 else f"{ranks} ranks  "
             task = progress.add_task(title, total=request.steps)
-            layout = ParallelLayout(ulysses=ulysses)
 
             def on_step(done: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done)
 
-            results.append(launch(request, layout, on_step, device))
+            results.append(launch(request, each, on_step, device))
             progress.update(task, completed=request.steps)
     return results[0], results[1] if len(results) > 1 else None
 
@@ -178,4 +199,4 @@ def _report(
 
 def _title(run: RunResult) -> str:
     ranks = run.layout.world_size
-    return "one process" if ranks == 1 else f"{ranks} ranks ({layout_name(run)})"
+    return "one process" if ranks == 1 else f"{ranks} ranks ({layout_name(run.layout)})"

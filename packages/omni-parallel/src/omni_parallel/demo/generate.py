@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from omni_group_coordinator import record_traffic
 from omni_parallel.demo.interrupts import end_with_launcher
+from omni_parallel.demo.layouts import strategies_of
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.v1 import load_strategy
@@ -66,8 +67,8 @@ def run_rank(
         state = ParallelState(layout, device)
         stack.callback(state.destroy)
         pipeline = load_pipeline(state.device)
-        if layout.sp > 1:
-            stack.enter_context(load_strategy("sp").apply(pipeline, state))
+        for name in strategies_of(layout):
+            stack.enter_context(load_strategy(name).apply(pipeline, state))
         clock = _Clock(Path(folder) / PROGRESS if state.rank == 0 else None)
         with record_traffic() as traffic:
             pictures = generate(pipeline, request, clock)

@@ -28,6 +28,9 @@ PROMPTS = (
 )
 """Prompts of a run that is given none."""
 
+GUIDANCE_BRANCHES = 2
+"""One for the prompt and one for the negative prompt."""
+
 MAX_SIZE = 512
 """Longest side of a picture, in pixels; the model was trained on far smaller ones."""
 

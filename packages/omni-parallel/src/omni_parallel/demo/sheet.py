@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,12 @@ def write_sheet(path: Path, prompts: tuple[str, ...], columns: dict[str, Tensor]
     block = (len(columns) * (width + MARGIN // 2) + 2 * MARGIN, height + MARGIN + LINE)
     wide = min(BLOCKS_PER_ROW, len(prompts))
     high = -(-len(prompts) // wide)
-    sheet = Image.new("RGB", (MARGIN + wide * block[0], 2 * LINE + high * block[1]), "white")
+    title = "  |  ".join(columns)
+    # One small block may be narrower than the title of a long layout.
+    across = MARGIN + max(wide * block[0], ceil(font.getlength(title)) + MARGIN)
+    sheet = Image.new("RGB", (across, 2 * LINE + high * block[1]), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, LINE // 2), "  |  ".join(columns), fill="black", font=font)
+    draw.text((MARGIN, LINE // 2), title, fill="black", font=font)
     for index, prompt in enumerate(prompts):
         left, top = MARGIN + index % wide * block[0], 2 * LINE + index // wide * block[1]
         for column, pictures in enumerate(columns.values()):

@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 
 from omni_parallel.demo.launch import RunResult
+from omni_parallel.demo.layouts import layout_name
 
 TOLERANCE = 1e-4
 """Largest difference of a pixel in [0, 1] that counts as the same picture, before quantisation."""
@@ -24,11 +25,13 @@ def comparison(single: RunResult, others: list[RunResult]) -> Table:
         "memory",
         "max diff",
     ):
-        table.add_column(column, justify="left" if column == "layout" else "right")
+        # A long layout goes over several lines, so that the numbers need not.
+        is_layout = column == "layout"
+        table.add_column(column, justify="left" if is_layout else "right", no_wrap=not is_layout)
     for run in (single, *others):
         table.add_row(
             str(run.layout.world_size),
-            layout_name(run),
+            layout_name(run.layout),
             number(run.seconds_per_step, ".3f"),
             number(single.seconds_per_step / run.seconds_per_step, ".2f", " x"),
             megabytes(run.bytes_per_step),
@@ -36,12 +39,6 @@ def comparison(single: RunResult, others: list[RunResult]) -> Table:
             "-" if run is single else f"{run.difference(single):.1e}",
         )
     return table
-
-
-def layout_name(run: RunResult) -> str:
-    """What the ranks of a run do."""
-    ranks = run.layout.ulysses
-    return "single" if ranks == 1 else f"ulysses {ranks}"
 
 
 def number(value: float, form: str, unit: str = "") -> str:

@@ -1,0 +1,104 @@
+"""The options ``--layout`` and ``--ranks``: what each rank of the parallel run does."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import click
+
+from omni_group_coordinator import ParallelConfigError
+from omni_parallel.demo.layouts import DEGREES, layout_name
+from omni_parallel.demo.request import GUIDANCE_BRANCHES
+from omni_parallel_state import ParallelLayout
+
+MAX_RANKS = 64
+DEFAULT_RANKS = 2
+_FORM = "name=degree, several of them joined by commas, such as cfg=2,ulysses=2"
+
+
+def parse_layout(text: str) -> ParallelLayout:
+    """The layout that a text such as ``cfg=2,ulysses=2`` describes.
+
+    Raises:
+        click.BadParameter: With the nearest legal values.
+    """
+    degrees: dict[str, int] = {}
+    for part in text.split(","):
+        name, degree = _parse_part(part.strip(), text)
+        if name in degrees:
+            msg = f"{name} is given twice in {text!r}; legal: once, such as {name}={degree}"
+            raise click.BadParameter(msg)
+        degrees[name] = degree
+    try:
+        layout = ParallelLayout(**degrees)  # type: ignore[arg-type]  # its order is no number
+    except ParallelConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    _check_branches(layout)
+    _check_ranks(layout, degrees)
+    return layout
+
+
+def choose_layout(ranks: int | None, layout: ParallelLayout | None) -> ParallelLayout:
+    """The layout of the parallel run.
+
+    Args:
+        ranks: Of ``--ranks``, which are ranks of Ulysses; None if it was not given.
+        layout: Of ``--layout``; None if it was not given.
+
+    Raises:
+        click.BadParameter: The two contradict each other.
+    """
+    if layout is None:
+        return ParallelLayout(ulysses=DEFAULT_RANKS if ranks is None else ranks)
+    if ranks not in (None, layout.world_size):
+        msg = (
+            f"{ranks}, but --layout has {layout.world_size} ({layout_name(layout)}); legal here: "
+            f"{layout.world_size}, or leave --ranks out"
+        )
+        raise click.BadParameter(msg, param_hint="--ranks")
+    return layout
+
+
+def _parse_part(part: str, text: str) -> tuple[str, int]:
+    if not part:
+        where = f"an empty part in {text!r}" if text.strip() else "an empty layout"
+        msg = f"{where}; legal: {_FORM}"
+        raise click.BadParameter(msg)
+    name, equals, degree = (piece.strip() for piece in part.partition("="))
+    if name not in DEGREES:
+        msg = f"{name!r} is no degree that the demonstration knows; legal: {', '.join(DEGREES)}"
+        raise click.BadParameter(msg)
+    if not equals:
+        msg = f"{name} has no degree in {text!r}; nearest: {name}=2"
+        raise click.BadParameter(msg)
+    # Stricter than int(), which takes 1_0 and digits of other scripts, and fails on very long ones.
+    if re.fullmatch(r"-?[0-9]{1,9}", degree) is None:
+        msg = f"{name}={degree} is no number of ranks; legal: a whole number from 1 to {MAX_RANKS}"
+        raise click.BadParameter(msg)
+    return name, int(degree)
+
+
+def _check_branches(layout: ParallelLayout) -> None:
+    if layout.cfg > GUIDANCE_BRANCHES:
+        msg = (
+            f"cfg={layout.cfg}: the demonstration's model has {GUIDANCE_BRANCHES} guidance "
+            "branches, one for the prompt and one for the negative prompt, so that further ranks "
+            f"would have none; legal: {', '.join(map(str, range(1, GUIDANCE_BRANCHES + 1)))}"
+        )
+        raise click.BadParameter(msg)
+
+
+def _check_ranks(layout: ParallelLayout, degrees: dict[str, int]) -> None:
+    if layout.world_size <= MAX_RANKS:
+        return
+    nearest = dict(degrees)
+    while prod(nearest.values()) > MAX_RANKS:
+        largest = max(nearest, key=lambda name: nearest[name])
+        others = prod(nearest.values()) // nearest[largest]
+        nearest[largest] = max(1, MAX_RANKS // others)
+    msg = (
+        f"{layout_name(layout)} is {layout.world_size} ranks; legal: up to {MAX_RANKS}; "
+        f"nearest: {','.join(f'{name}={degree}' for name, degree in nearest.items())}"
+    )
+    raise click.BadParameter(msg)

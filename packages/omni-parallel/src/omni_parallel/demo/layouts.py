@@ -1,0 +1,33 @@
+"""Layouts that the demonstration can run: their strategies and their names."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from omni_parallel_state import ParallelLayout
+
+STRATEGIES = {
+    "sp": ("ulysses", "ring"),
+    "cfgp": ("cfg",),
+}
+"""Degrees of a layout that each strategy serves, in the order in which strategies are applied."""
+
+DEGREES = tuple(
+    field.name for field in fields(ParallelLayout) if field.name in sum(STRATEGIES.values(), ())
+)
+"""Degrees that a run may have, in the order of `ParallelLayout`."""
+
+
+def strategies_of(layout: ParallelLayout) -> tuple[str, ...]:
+    """Strategies that a layout needs, in the order in which to apply them."""
+    return tuple(
+        name
+        for name, degrees in STRATEGIES.items()
+        if any(getattr(layout, degree) > 1 for degree in degrees)
+    )
+
+
+def layout_name(layout: ParallelLayout) -> str:
+    """A layout as ``--layout`` takes it, without degrees of 1; ``single`` for one process."""
+    degrees = {name: getattr(layout, name) for name in DEGREES}
+    return ", ".join(f"{name}={n}" for name, n in degrees.items() if n > 1) or "single"

@@ -1,0 +1,103 @@
+"""A layout is read from its short form, and what cannot be one is refused with what could."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from omni_parallel.demo.layout_option import MAX_RANKS, choose_layout, parse_layout
+from omni_parallel.demo.layouts import DEGREES, STRATEGIES, layout_name, strategies_of
+from omni_parallel_state import ParallelLayout
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "name", "strategies"),
+    [
+        ("cfg=2", ParallelLayout(cfg=2), "cfg=2", ("cfgp",)),
+        ("ulysses=2", ParallelLayout(ulysses=2), "ulysses=2", ("sp",)),
+        ("ring=3", ParallelLayout(ring=3), "ring=3", ("sp",)),
+        (
+            "cfg=2,ulysses=2",
+            ParallelLayout(cfg=2, ulysses=2),
+            "cfg=2, ulysses=2",
+            ("sp", "cfgp"),
+        ),
+        (
+            " ulysses = 2, ring=4 ,cfg=1",
+            ParallelLayout(ring=4, ulysses=2),
+            "ring=4, ulysses=2",
+            ("sp",),
+        ),
+        ("cfg=1", ParallelLayout(), "single", ()),
+        (f"ulysses={MAX_RANKS}", ParallelLayout(ulysses=MAX_RANKS), "ulysses=64", ("sp",)),
+    ],
+)
+def test_a_layout_is_read_named_and_served(
+    text: str, layout: ParallelLayout, name: str, strategies: tuple[str, ...]
+) -> None:
+    assert parse_layout(text) == layout
+    assert layout_name(layout) == name
+    assert strategies_of(layout) == strategies
+    assert name == "single" or parse_layout(name) == layout
+
+
+def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
+    assert DEGREES == ("cfg", "ring", "ulysses")
+    assert set(DEGREES) == {degree for degrees in STRATEGIES.values() for degree in degrees}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty layout; legal: name=degree"),
+        (" ", "an empty layout; legal: name=degree"),
+        ("cfg=2,", "an empty part in 'cfg=2,'; legal: name=degree"),
+        (",,cfg=2", "an empty part in ',,cfg=2'"),
+        ("tp=2", "'tp' is no degree that the demonstration knows; legal: cfg, ring, ulysses"),
+        ("CFG=2", "'CFG' is no degree .*; legal: cfg, ring, ulysses"),
+        ("=2", "'' is no degree .*; legal: cfg, ring, ulysses"),
+        ("2", "'2' is no degree .*; legal: cfg, ring, ulysses"),
+        ("order=2", "'order' is no degree"),
+        ("cfg", "cfg has no degree in 'cfg'; nearest: cfg=2"),
+        ("cfg=", "cfg= is no number of ranks; legal: a whole number from 1 to 64"),
+        ("ulysses=two", "ulysses=two is no number of ranks"),
+        ("ulysses=2.0", "ulysses=2.0 is no number"),
+        ("ulysses=1_0", "ulysses=1_0 is no number"),
+        ("ulysses=²", "is no number"),
+        ("ulysses=" + "9" * 5000, "is no number of ranks; legal: .* 1 to 64"),
+        ("cfg==2", "cfg==2 is no number"),
+        ("ring=0", "ring=0 is no degree; .* nearest legal value is ring=1"),
+        ("cfg=-2", "cfg=-2 is no degree; .* nearest legal value is cfg=1"),
+        ("ring=2,ulysses=2,ring=3", "ring is given twice in .*; legal: once, such as ring=3"),
+        ("cfg=3", "cfg=3: .* has 2 guidance branches, .*; legal: 1, 2"),
+        ("cfg=4,ulysses=64", "cfg=4: .* has 2 guidance branches"),
+        ("ulysses=65", "ulysses=65 is 65 ranks; legal: up to 64; nearest: ulysses=64"),
+        ("ulysses=64,cfg=2", "is 128 ranks; .* nearest: ulysses=32,cfg=2"),
+        ("cfg=2,ring=7,ulysses=5", "is 70 ranks; .* nearest: cfg=2,ring=6,ulysses=5"),
+        ("ring=999999999,ulysses=999999999", "legal: up to 64; nearest: "),
+    ],
+)
+def test_what_is_no_layout_is_refused(text: str, message: str) -> None:
+    with pytest.raises(click.BadParameter, match=message) as refused:
+        parse_layout(text)
+    _, found, nearest = refused.value.message.partition("up to 64; nearest: ")
+    if found:
+        assert parse_layout(nearest).world_size <= MAX_RANKS
+
+
+def test_ranks_are_of_ulysses_unless_a_layout_says_what_they_are() -> None:
+    assert choose_layout(None, None) == ParallelLayout(ulysses=2)
+    assert choose_layout(5, None) == ParallelLayout(ulysses=5)
+    both = ParallelLayout(cfg=2, ulysses=2)
+    assert choose_layout(None, both) == both
+    assert choose_layout(4, both) == both
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(3, "cfg=2"), (2, "cfg=2,ulysses=2"), (2, "cfg=1")])
+def test_ranks_that_contradict_the_layout_are_refused(ranks: int, layout: str) -> None:
+    asked = parse_layout(layout)
+    message = (
+        rf"{ranks}, but --layout has {asked.world_size} \(.*\); legal here: {asked.world_size}"
+    )
+    with pytest.raises(click.BadParameter, match=message):
+        choose_layout(ranks, asked)

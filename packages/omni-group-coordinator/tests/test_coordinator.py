@@ -46,6 +46,7 @@ def away_from_rank_0() -> None:
         assert (joined is None) == (place != src)
         if joined is not None:
             same(joined, torch.cat(pieces))
+    assert group.all_gather_object({"from": group.rank}) == [{"from": rank} for rank in ranks]
     same(group.all_gather(mine, 1), torch.cat(pieces, 1))
     total = torch.stack(pieces).sum(0)
     torch.testing.assert_close(group.all_reduce(mine.clone()), total)

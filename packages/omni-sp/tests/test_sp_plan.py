@@ -282,3 +282,36 @@ def test_the_plan_that_diffusers_declares_is_converted() -> None:
     model._cp_plan = {"": {"hidden_states": "split"}}  # type: ignore[assignment]
     with pytest.raises(ParallelConfigError, match="'split' in the model's _cp_plan"):
         get_sp_plan_from_model(model)
+
+
+def test_blocks_that_a_declared_plan_numbers_beyond_the_models_are_left_out() -> None:
+    model = Model()
+    first: dict[str, Any] = {"blocks.0": {"hidden_states": Split(1, 3)}}
+    model._cp_plan = first | {f"blocks.{i}": Gather(1, 3) for i in range(1, 40)}  # type: ignore[assignment]
+    assert get_sp_plan_from_model(model) == {
+        "blocks.0": {"hidden_states": SequenceParallelInput(1, 3, attends=True)},
+        "blocks.1": SequenceParallelOutput(1, 3, like="hidden_states"),
+    }
+    own = {"blocks.0": {"hidden_states": TOKENS}, "blocks.1": JOIN, "blocks.2": JOIN}
+    with pytest.raises(ParallelConfigError, match=r"'blocks\.2'.*blocks has: 0, 1"):
+        validate_sp_plan(own, model)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        # None of a series is there: another model, not a shallower one.
+        ({"blocks.2.attn": Gather(1), "blocks.3.attn": Gather(1)}, "'blocks.2.attn', which"),
+        ({"block.7": Gather(1)}, "'block.7', which Model does not have"),
+        ({"blocks.1.attn": Gather(1)}, "'blocks.1.attn', which"),
+        ({"head.3": Gather(1)}, "'head.3', which"),
+    ],
+)
+def test_what_else_a_declared_plan_names_must_be_there(
+    alone: ParallelState, more: Any, message: str
+) -> None:
+    model = Model()
+    plan = {"blocks.0": {"hidden_states": Split(1, 3)}, "blocks.1": Gather(1, 3), **more}
+    model._cp_plan = plan  # type: ignore[assignment]
+    with pytest.raises(ParallelConfigError, match=message):
+        apply_sequence_parallel(model, SequenceParallelConfig(), state=alone)

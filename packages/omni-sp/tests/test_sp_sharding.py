@@ -148,3 +148,37 @@ def test_the_validator_finds_what_does_not_fit(ranks: Any) -> None:
     for texts in ranks.run(validated):
         for text, part in zip(texts, parts, strict=True):
             assert part in text
+
+
+def renamed() -> list[str]:
+    texts = []
+    state = ParallelState(ParallelLayout(ulysses=2))
+    whole = torch.arange(24.0).view(4, 6)
+    validator = ShardingValidator(state)
+    with validator.track():
+        shard = validator.shard(whole, "tokens", 1)
+        for tensor, dim in ((whole, 1), (whole, -1), (shard, 0), (shard, 1)):
+            with pytest.raises(ParallelConfigError) as caught:
+                validator.shard(tensor, "image", dim, validate_divisible=False)
+            texts.append(str(caught.value))
+        rows = validator.shard(whole, "rows", 0)  # the same tensor, split in another way
+        other = validator.shard(whole.clone(), "other", 1)
+        view = validator.shard(whole[:, :4], "view", 1)
+        for shards, name, dim in ((rows, "rows", 0), (other, "other", 1), (view, "view", 1)):
+            validator.gather(shards, name, dim)
+        validator.gather(shard, "tokens", 1)
+        again = validator.shard(whole, "image", 1)  # the first is gathered
+        assert torch.equal(validator.gather(again, "image", 1), whole)
+    validator.validate()
+    # Outside of track it only does the work.
+    assert validator.shard(validator.shard(whole, "a", 1), "b", 0).shape == (2, 3)
+    return texts
+
+
+def test_the_validator_knows_a_tensor_by_another_name(ranks: Any) -> None:
+    for texts in ranks.run(renamed):
+        for text in texts[:2]:
+            assert "shape (4, 6) that is to be sharded as 'image' is sharded already" in text
+            assert "by the name 'tokens' along dimension 1" in text
+        for text in texts[2:]:
+            assert "sharded as 'image' is this rank's shard already, by the name 'tokens'" in text

@@ -185,6 +185,15 @@ class GroupCoordinator(GroupMessages):
             return obj
         return messages.broadcast_object(self.checked, obj, src)
 
+    def all_gather_object(self, obj: Any) -> list[Any]:
+        """The plain data of all ranks, in rank order.
+
+        Raises:
+            TypeError: It is not plain data (see `wire.encode`).
+        """
+        me, ranks = self.rank_in_group, range(self.world_size)
+        return [self.broadcast_object(obj if rank == me else None, rank) for rank in ranks]
+
     def broadcast_object_list(
         self, obj_list: list[Any], src: int = 0, group: ProcessGroup | None = None
     ) -> list[Any]:

@@ -4,9 +4,9 @@
 `sp_gather` serve code of your own.
 """
 
+from omni_parallel_state import Handle
 from omni_sp.__about__ import __version__
 from omni_sp.attention import Degrees, attention_volume, sequence_parallel_attention
-from omni_sp.handle import Handle
 from omni_sp.hooks import apply_sequence_parallel, remove_sequence_parallel
 from omni_sp.kernels import AttentionKernel, TorchKernel
 from omni_sp.sharding_validator import ShardingValidator, get_sharding_validator

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state.rebinding import subclass_with
 from omni_sp.dispatched_kernel import is_dispatch
 from omni_sp.modules import find_modules
 from omni_sp.plan_entries import (
@@ -21,7 +22,6 @@ from omni_sp.plan_entries import (
     SequenceParallelModelPlan,
 )
 from omni_sp.planned_module import PlannedModule
-from omni_sp.rebinding import subclass_with
 
 
 @dataclass

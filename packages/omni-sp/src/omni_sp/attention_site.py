@@ -16,6 +16,7 @@ from omni_sp.attention.parallel import ParallelAttention
 from omni_sp.dispatched_kernel import DispatchedKernel, backend_name, is_dispatch
 from omni_sp.plan_entries import SequenceParallelAttention
 from omni_sp.region import ShardedRegion
+from omni_sp.shards import Segment
 from omni_sp.sp_config import SequenceParallelConfig
 
 
@@ -169,22 +170,30 @@ class AttentionSite:
     ) -> Tensor | None:
         """Attention over the whole sequence; ``None`` where every rank holds all of it."""
         query, key, value = tensors
+        segments, kv_segments = region.agreed(
+            self._where, self._segments, region, query.shape[1], key.shape[1], dropout
+        )
+        region.attended = True
+        if all(segment.replicated for segment in segments + kv_segments):
+            return None
+        if self._plan.masks:
+            mask = region.mask(self._plan, query, self._where)
+        call = AttentionCall(attention, segments, kv_segments, is_causal, scale)
+        return self._known(attend, query, key, value, mask, call)
+
+    def _segments(
+        self, region: ShardedRegion, queries: int, keys: int, dropout: float
+    ) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+        """How the queries and the keys of a call lie on the ranks."""
         if dropout:
             msg = f"{self._where} has dropout_p={dropout}; legal: 0 (call model.eval())"
             raise ParallelConfigError(msg)
         plan = self._plan
-        segments = region.segments(plan.streams, query.shape[1], self._where)
-        kv_segments = segments
-        if plan.kv_streams is not None or key.shape[1] != query.shape[1]:
-            kv_streams = plan.streams if plan.kv_streams is None else plan.kv_streams
-            kv_segments = region.segments(kv_streams, key.shape[1], self._where)
-        region.attended = True
-        if all(segment.replicated for segment in segments + kv_segments):
-            return None
-        if plan.masks:
-            mask = region.mask(plan, query, self._where)
-        call = AttentionCall(attention, segments, kv_segments, is_causal, scale)
-        return self._known(attend, query, key, value, mask, call)
+        segments = region.segments(plan.streams, queries, self._where)
+        if plan.kv_streams is None and keys == queries:
+            return segments, segments
+        kv_streams = plan.streams if plan.kv_streams is None else plan.kv_streams
+        return segments, region.segments(kv_streams, keys, self._where)
 
     def _known(self, attention: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
         """Make an attention call, known to be one that was taken over."""
@@ -213,10 +222,17 @@ class AttentionSite:
         region = self._open_region()
         if region is None:
             return product
+        if not region.agreed(self._where, self._sums_over_tokens, region, left, right):
+            return product
+        region.attended = True
+        return region.group.all_reduce(product)
+
+    def _sums_over_tokens(self, region: ShardedRegion, left: Tensor, right: Tensor) -> bool:
+        """Whether this product sums over tokens that other ranks hold."""
         (segment,) = region.segments(self._plan.streams, self._tokens(region), self._where)
         # Keys and values come first, then the queries with their product.
         if not region.first_of_two(self._where) or segment.replicated:
-            return product
+            return False
         if left.shape[-1] != region.local_length(segment):
             msg = (
                 f"{self._where}: expected its first product to sum over "
@@ -224,8 +240,7 @@ class AttentionSite:
                 f"{tuple(right.shape)}"
             )
             raise ParallelError(msg)
-        region.attended = True
-        return region.group.all_reduce(product)
+        return True
 
     def _tokens(self, region: ShardedRegion) -> int:
         names = region.names(self._plan.streams)

@@ -11,24 +11,27 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel_state import ParallelState, get_parallel_state
+from omni_parallel_state import Handle, ParallelState, get_parallel_state
+from omni_parallel_state.rebinding import subclass_with
 from omni_sp.application import Application
 from omni_sp.applied_plan import AppliedPlan, apply_plan, attention_owner
 from omni_sp.attention_site import AttentionSite
 from omni_sp.convolution import ConvolvedRows
-from omni_sp.handle import Handle
 from omni_sp.local_attention import LocalAttention
 from omni_sp.plan_checks import validate_sp_plan
 from omni_sp.plan_entries import SequenceParallelModelPlan
 from omni_sp.plan_source import get_sp_plan_from_model
 from omni_sp.planned_module import PlannedModule
-from omni_sp.rebinding import subclass_with
 from omni_sp.region_forward import RegionForward
 from omni_sp.sp_config import SequenceParallelConfig
 
 Undo = list[Callable[[], object]]
 
 _handles: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
+_COPY = (
+    "the module is a copy of a sequence-parallel model: it is parallel and stays so, for a handle "
+    "belongs to the original; call remove() of that one's handle before copying, then apply to each"
+)
 
 
 def apply_sequence_parallel(
@@ -45,7 +48,7 @@ def apply_sequence_parallel(
     the model or of its blocks, compiled after or before.
 
     Args:
-        module: The transformer (not the pipeline).
+        module: The transformer (not the pipeline), or what ``torch.compile`` made of it.
         config: How attention is computed; its degrees are those of the state.
         plan: What to split, gather and attend over; default: the model's own, or the one known
             for its class.
@@ -56,14 +59,14 @@ def apply_sequence_parallel(
 
     Raises:
         ParallelConfigError: The plan does not fit the model, there is none, the degrees are not
-            those of the state, or the module is parallel already.
+            those of the state, or the module, a part of it or what it is a part of is parallel
+            already.
         RuntimeError: No state was given and none is current.
     """
     state = get_parallel_state() if state is None else state
     config.check_degrees(state)
-    if module in _handles:
-        msg = "the module is sequence-parallel already; call remove() of its handle first"
-        raise ParallelConfigError(msg)
+    module = _uncompiled(module)
+    _check_apart(module)
     plan = get_sp_plan_from_model(module) if plan is None else plan
     if plan is None:
         msg = (
@@ -96,13 +99,53 @@ def remove_sequence_parallel(module: nn.Module) -> None:
     """Undo `apply_sequence_parallel`.
 
     Raises:
-        ParallelConfigError: The module is not sequence-parallel.
+        ParallelConfigError: The module is not sequence-parallel, or a copy of one that is.
     """
+    module = _uncompiled(module)
     handle = _handles.get(module)
+    if handle is None and _runs_parallel(module):
+        raise ParallelConfigError(_COPY)
     if handle is None:
         msg = "the module is not sequence-parallel: apply_sequence_parallel was not called on it"
         raise ParallelConfigError(msg)
     handle.remove()
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The model that a wrapper by ``torch.compile`` calls; torch has no public name for it."""
+    inner = getattr(module, "_orig_mod", None)
+    return _uncompiled(inner) if isinstance(inner, nn.Module) else module
+
+
+def _runs_parallel(module: nn.Module) -> bool:
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, RegionForward) and forward.enabled
+
+
+def _check_apart(module: nn.Module) -> None:
+    """Check that neither the module nor anything in it or around it is parallel."""
+    if module in _handles:
+        msg = "the module is sequence-parallel already; call remove() of its handle first"
+        raise ParallelConfigError(msg)
+    if _runs_parallel(module):
+        raise ParallelConfigError(_COPY)
+    for name, part in module.named_modules():
+        if part in _handles or _runs_parallel(part):
+            msg = (
+                f"the module holds {name!r}, a {type(part).__name__}, which is sequence-parallel "
+                "already, and whose tokens would be split twice; call remove() of its handle "
+                "first, or apply to what does not hold it"
+            )
+            raise ParallelConfigError(msg)
+    for model in list(_handles):
+        for name, part in model.named_modules():
+            if part is module:
+                msg = (
+                    f"the module is {name!r} of a {type(model).__name__} that is sequence-parallel "
+                    "already, and its tokens would be split twice; call remove() of that model's "
+                    "handle first"
+                )
+                raise ParallelConfigError(msg)
 
 
 def _undo(undo: Undo) -> None:
@@ -117,6 +160,8 @@ def _apply(
     config: SequenceParallelConfig,
     undo: Undo,
 ) -> None:
+    for name in applied.modules:
+        application.watch_place(model, name)
     for name, plan in applied.attentions.items():
         site = AttentionSite(name, plan, application, config)
         undo.append(_take_over(applied.modules[name], site))

@@ -37,7 +37,7 @@ class SequenceParallelInput:
     of 1 that is broadcast over the stream stays as it is."""
     unit: str | None = None
     """Name of an integer parameter of the module: so many neighbouring tokens stay together, as
-    those of an image row for a model that convolves."""
+    those of an image row for a model that convolves. Of a tensor the last dimension counts."""
     if_dims: int | None = None
     """Split the tensor only if it has this many dimensions, and let another pass as it is: for
     what may be given for each token or once for a sample."""
@@ -83,6 +83,14 @@ class SequenceParallelCount:
     """Name of the stream."""
     unit: str | None = None
     """Name of an integer parameter: the count is of units of so many tokens, as image rows."""
+
+
+@dataclass(frozen=True)
+class SequenceParallelRefusal:
+    """A parameter that the model cannot be given while its sequence is split: it is an error."""
+
+    reason: str
+    """Why, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,15 @@ AnySequenceParallelInput = (
     | SequenceParallelPartialInput
     | SequenceParallelConcatInput
     | SequenceParallelCount
+    | SequenceParallelRefusal
 )
 """What may be said of one parameter or output."""
 _Planned = AnySequenceParallelInput | tuple[AnySequenceParallelInput | None, ...]
 InputPlan = Mapping[Any, _Planned]  # str or int; a mapping is invariant in its keys
 """By parameter name, or by index of the output (with ``split_output``). For a parameter that is a
 tuple or list: a tuple, one entry for each item (``None`` leaves an item as it is), or one entry for
-all items, of which there may be any number. A ``?`` after the name: if ``forward`` takes it."""
+all items, of which there may be any number, as for a dict. A ``?`` after the name: if ``forward``
+takes it."""
 OutputPlan = SequenceParallelOutput | tuple[SequenceParallelOutput | None, ...]
 """For an output that is a tensor, or for each of several outputs."""
 ModulePlan = InputPlan | OutputPlan | SequenceParallelAttention | SequenceParallelConvolution

@@ -39,19 +39,28 @@ def get_sp_plan_from_model(model: nn.Module) -> SequenceParallelModelPlan | None
         if cls.__name__ in KNOWN_PLANS:
             return KNOWN_PLANS[cls.__name__]
     declared = getattr(model, "_cp_plan", None)
-    return None if declared is None else converted_plan(declared)
+    return None if declared is None else converted_plan(declared, model)
 
 
-def converted_plan(declared: Mapping[str, Any]) -> SequenceParallelModelPlan:
+def converted_plan(
+    declared: Mapping[str, Any], model: nn.Module | None = None
+) -> SequenceParallelModelPlan:
     """A plan in diffusers' terms (``_cp_plan``) in those of this package.
 
     diffusers does not say which tensors are tokens that attend: it is taken to be those of three
     dimensions whose parameter ends in ``hidden_states``. A plan for which that is not so is to be
     written out.
 
+    Args:
+        declared: The plan.
+        model: The model that it is for. An attribute of its class, the plan may number more blocks
+            than this model has: entries for those are left out.
+
     Raises:
         ParallelConfigError: The plan holds something else than diffusers' entries.
     """
+    if model is not None:
+        declared = _within(declared, model)
     plan: dict[str, Any] = {}
     for name, entry in declared.items():
         if isinstance(entry, Mapping):
@@ -71,6 +80,31 @@ def converted_plan(declared: Mapping[str, Any]) -> SequenceParallelModelPlan:
         plan = {name: _belonging(entry) for name, entry in plan.items()}
     validate_sp_plan(plan)
     return plan
+
+
+def _within(declared: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A plan without entries for blocks that a list is too short for, if it has others of them."""
+    series = {name: _beyond(name, model) for name in declared}
+    present = {_numberless(name) for name, beyond in series.items() if not beyond}
+    return {
+        name: entry
+        for name, entry in declared.items()
+        if not (series[name] and _numberless(name) in present)
+    }
+
+
+def _beyond(name: str, model: nn.Module) -> bool:
+    """Whether a name numbers a module of a list that has less of them."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        if isinstance(module, nn.ModuleList) and part.isdecimal() and int(part) >= len(module):
+            return True
+        module = None if module is None else module._modules.get(part)
+    return False
+
+
+def _numberless(name: str) -> str:
+    return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
 def _converted(name: str, key: object, entry: Any) -> Any:

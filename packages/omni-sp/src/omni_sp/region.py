@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from omni_group_coordinator import GroupCoordinator, ParallelError
+from omni_sp.agreement import agreed
+from omni_sp.joining import check_dims, gather_pieces
 from omni_sp.plan_entries import (
     REST,
     SequenceParallelAttention,
@@ -16,6 +20,9 @@ from omni_sp.plan_entries import (
     SequenceParallelOutput,
 )
 from omni_sp.shards import Order, Piece, Segment, piece_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,6 +47,10 @@ class ShardedRegion:
         group: The ranks.
         order: How tokens are dealt out.
         masks: Names of split inputs whose whole is needed for masks later on.
+
+    Attributes:
+        attended: Whether some attention ran over a whole sequence.
+        watched: Whether ranks agree, before they communicate, that all of them will.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class ShardedRegion:
         self.group = group
         self.order = order
         self.attended = False
+        self.watched = False
         self._masks = masks
         self._streams: dict[str, Stream] = {}
         self._wholes: dict[str, Tensor] = {}
@@ -132,6 +144,12 @@ class ShardedRegion:
         stream = self.stream(name, where)
         stream.is_open = False
         dim, segment = plan.gather_dim, stream.segment
+        self.agreed(where, self._check_part, tensor, dim, segment, where)
+        if segment.replicated:
+            return tensor
+        return gather_pieces(tensor, dim, segment, self.group, self.order)
+
+    def _check_part(self, tensor: Tensor, dim: int, segment: Segment, where: str) -> None:
         local = self.local_length(segment)
         if tensor.shape[dim] != local:
             msg = (
@@ -139,9 +157,12 @@ class ShardedRegion:
                 f"{segment.length}; found shape {tuple(tensor.shape)}"
             )
             raise ParallelError(msg)
-        if segment.replicated:
-            return tensor
-        return gather_pieces(tensor, dim, segment, self.group, self.order)
+
+    def agreed(self, where: str, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a check returns; in a watched call once it has raised on no rank."""
+        if self.watched and not torch.compiler.is_compiling():
+            return agreed(self.group, where, check, *args, **kwargs)
+        return check(*args, **kwargs)
 
     def local_length(self, segment: Segment) -> int:
         """Tokens of this rank's part, padding included."""
@@ -183,7 +204,8 @@ class ShardedRegion:
         known = [self.stream(name, where).segment for name in self.names(streams)]
         held = sum(self.local_length(segment) for segment in known)
         rest = local - held
-        if rest < 0 or (rest > 0 and REST not in streams):
+        # In this order: the rest may be a size that a trace does not know, but for its sign.
+        if (REST not in streams and rest != 0) or rest < 0:
             msg = (
                 f"{where} has {local} tokens on this rank; expected {held}, what it holds of "
                 f"{' + '.join(f'{segment.length}' for segment in known)} by the streams "
@@ -272,41 +294,3 @@ class ShardedRegion:
         if all(stream.is_open for stream in streams.values()):
             msg = "the model's sequence was split and not gathered; the plan lacks an output"
             raise ParallelError(msg)
-
-
-def gather_pieces(
-    tensor: Tensor, dim: int, segment: Segment, group: GroupCoordinator, order: Order
-) -> Tensor:
-    """The whole of a stream of which each rank holds its piece, in natural order."""
-    pieces = [piece_of(segment, group.world_size, rank, order) for rank in range(group.world_size)]
-    lengths = [sum(run.stop - run.start for run in piece.runs) for piece in pieces]
-    mine = tensor.narrow(dim, 0, lengths[group.rank_in_group])
-    whole = group.all_gather(mine, dim, lengths=lengths)
-    if not isinstance(whole, Tensor):
-        msg = "all_gather without separate_tensors returned a list"
-        raise TypeError(msg)
-    if order == "contiguous":
-        return whole
-    runs = [run for piece in pieces for run in piece.runs]
-    parts = dict(
-        zip(
-            [run.start for run in runs],
-            torch.split(whole, [run.stop - run.start for run in runs], dim),
-            strict=True,
-        )
-    )
-    return torch.cat([parts[run.start] for run in sorted(runs) if run.stop > run.start], dim)
-
-
-def check_dims(tensor: Tensor, dim: int, expected: int | None, where: str) -> None:
-    """Check a tensor's number of dimensions against the plan.
-
-    Raises:
-        ParallelError: It is another one, or has no dimension ``dim``.
-    """
-    if expected is not None and tensor.ndim != expected:
-        msg = f"{where}: expected {expected} dimensions; found shape {tuple(tensor.shape)}"
-        raise ParallelError(msg)
-    if not -tensor.ndim <= dim < tensor.ndim:
-        msg = f"{where}: expected a dimension {dim}; found shape {tuple(tensor.shape)}"
-        raise ParallelError(msg)

@@ -13,6 +13,7 @@ from torch import nn
 
 from omni_sp.application import Application
 from omni_sp.planned_module import PlannedModule
+from omni_sp.region import ShardedRegion
 from omni_sp.unknown_attention import UnknownAttention, has_compiled_parts
 
 
@@ -26,6 +27,9 @@ class RegionForward:
         module: The model.
         planned: What the plan says of the model's own inputs and outputs, if anything.
         application: Shared with the hooks inside the model.
+
+    Attributes:
+        enabled: Whether calls are split; else this is a mere passage.
     """
 
     def __init__(
@@ -36,16 +40,17 @@ class RegionForward:
         self._application = application
         self._own: Callable[..., Any] | None = module.__dict__.get("forward")
         self._original: Callable[..., Any] = module.forward
-        self._enabled = True
+        self.enabled = True
+        self._is_copy = False
         # Not its attributes: they may be those of an older object of this class.
         functools.update_wrapper(self, self._original, updated=())
         module.__dict__["forward"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with its sequence split over the ranks."""
-        if not self._enabled:
+        if not self.enabled:
             return self._original(*args, **kwargs)
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or self._is_copy):
             self._application.check()
         outer = self._application.region
         region = self._application.region = self._application.new_region()
@@ -53,31 +58,31 @@ class RegionForward:
         try:
             if self._planned is not None and self._planned.has_inputs:
                 args, kwargs = self._planned.split_inputs(args, kwargs)
-            output = self._watched(*args, **kwargs)
+            output = self._watched(region, args, kwargs)
             if self._planned is not None and self._planned.has_outputs:
                 output = self._planned.change_outputs(args, kwargs, output)
             region.close()
+            self._application.verified |= region.watched
             return output
         finally:
             self._application.region = outer
 
-    def _watched(self, *args: Any, **kwargs: Any) -> Any:
-        """The original, in its first call watched for attention that is not known."""
+    def _watched(self, region: ShardedRegion, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original, in its first call watched for attention that does not fit."""
         if (
             self._application.verified
             or torch.compiler.is_compiling()
             or has_compiled_parts(self._module)
         ):
             return self._original(*args, **kwargs)
+        region.watched = True
         with UnknownAttention(self._application):
-            output = self._original(*args, **kwargs)
-        self._application.verified = True
-        return output
+            return self._original(*args, **kwargs)
 
     def give_back(self) -> None:
         """Put the original ``forward`` back."""
         if self._module.__dict__.get("forward") is not self:
-            self._enabled = False  # somebody wrapped it since: stay, as a mere passage
+            self.enabled = False  # somebody wrapped it since: stay, as a mere passage
         elif self._own is not None:
             self._module.__dict__["forward"] = self._own
         else:
@@ -88,6 +93,7 @@ class RegionForward:
         twin = object.__new__(RegionForward)
         memo[id(self)] = twin
         twin.__dict__.update(self.__dict__)
+        twin._is_copy = True  # of its modules nothing was noted
         twin._module = memo.get(id(self._module), self._module)
         if isinstance(self._original, MethodType):
             twin._original = MethodType(self._original.__func__, twin._module)

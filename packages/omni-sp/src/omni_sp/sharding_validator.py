@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from weakref import ref
 
 from torch import Tensor
 
@@ -24,6 +25,10 @@ class _Record:
     """Of the whole."""
     local: tuple[int, ...]
     """Of this rank's shard."""
+    whole_tensor: ref[Tensor]
+    """The whole, by which it is known under another name too."""
+    shard_tensor: ref[Tensor]
+    """This rank's shard; the whole on one rank."""
     gathered: bool = False
 
 
@@ -80,7 +85,8 @@ class ShardingValidator:
             validate_divisible: Raise if the length does not divide over the ranks.
 
         Raises:
-            ParallelConfigError: The name is sharded already, or as `sp_shard`.
+            ParallelConfigError: The name is sharded already, or the tensor is by another name, or
+                it is a shard itself; or as `sp_shard`.
         """
         record = self._records.get(name)
         if self._enabled and record is not None and not record.gathered:
@@ -89,12 +95,31 @@ class ShardingValidator:
                 f"{record.shape}; gather it first, or shard this one by another name"
             )
             raise ParallelConfigError(msg)
+        if self._enabled:
+            self._check_other_names(tensor, name, dim)
         local = sp_shard(tensor, dim, validate_divisible, state=self.state)
         if self._enabled:
-            new = _Record(dim % tensor.ndim, tuple(tensor.shape), tuple(local.shape))
+            shapes = tuple(tensor.shape), tuple(local.shape)
+            new = _Record(dim % tensor.ndim, *shapes, ref(tensor), ref(local))
             self._records[name] = new
             self.history.append(f"shard {name!r}: {new.shape} along {new.dim} to {new.local}")
         return local
+
+    def _check_other_names(self, tensor: Tensor, name: str, dim: int) -> None:
+        """By the identity of the tensor: views of the same memory may be other tokens."""
+        for other, record in self._records.items():
+            whole = record.whole_tensor() is tensor
+            if record.gathered or not (whole or record.shard_tensor() is tensor):
+                continue
+            if whole and dim % tensor.ndim != record.dim:
+                continue  # the whole, split in another way as well
+            what = "is sharded already" if whole else "is this rank's shard already"
+            msg = (
+                f"the tensor of shape {tuple(tensor.shape)} that is to be sharded as {name!r} "
+                f"{what}, by the name {other!r} along dimension {record.dim}; shard it once, and "
+                "gather it by that name"
+            )
+            raise ParallelConfigError(msg)
 
     def gather(self, tensor: Tensor, name: str, dim: int) -> Tensor:
         """`sp_gather`, recorded; of uneven shards too if the shard was recorded.

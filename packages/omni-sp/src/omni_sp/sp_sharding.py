@@ -7,7 +7,7 @@ from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
 from omni_parallel_state import ParallelState, get_parallel_state
-from omni_sp.region import gather_pieces
+from omni_sp.joining import gather_pieces
 from omni_sp.shards import Segment, padded_run, piece_of, shard_runs
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel_state import ParallelState
-from omni_sp.handle import Handle
+from omni_parallel_state import Handle, ParallelState
 from omni_sp.hooks import apply_sequence_parallel
 from omni_sp.sp_config import SequenceParallelConfig
 

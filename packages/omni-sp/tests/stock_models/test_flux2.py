@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from model_cases import ModelCase, compare, every_mode, seeded
+from model_cases import ModelCase, compare, every_mode, randomised, seeded
 from torch import nn
+
+from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state import ParallelLayout, ParallelState
+from omni_sp import SequenceParallelConfig, apply_sequence_parallel
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -50,3 +54,20 @@ CASE = ModelCase(
 @every_mode
 def test_flux2(ranks: Any, mode: str) -> None:
     compare(ranks, CASE, mode)
+
+
+def with_a_cache() -> str:
+    model, arguments = randomised(build()), call(16, 8, 1)
+    state = ParallelState(ParallelLayout(ulysses=2))
+    with (
+        apply_sequence_parallel(model, SequenceParallelConfig(2), state=state),
+        pytest.raises(ParallelConfigError) as caught,
+    ):
+        model(**arguments, kv_cache_mode="extract", num_ref_tokens=4)
+    return str(caught.value)
+
+
+def test_a_cache_of_reference_images_is_refused_by_its_name(ranks: Any) -> None:
+    for text in ranks.run(with_a_cache):
+        assert "Flux2Transformer2DModel, parameter 'kv_cache_mode': its cache holds" in text
+        assert "call the model without it" in text

@@ -6,8 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from model_cases import ModelCase, compare, every_mode, seeded
+from model_cases import (
+    MODES,
+    TOLERANCE,
+    ModelCase,
+    compare,
+    every_mode,
+    randomised,
+    relative_error,
+    seeded,
+)
 from torch import nn
+
+from omni_parallel_state import ParallelLayout, ParallelState
+from omni_sp import SequenceParallelConfig, apply_sequence_parallel
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -53,3 +65,27 @@ CASE = ModelCase(
 @every_mode
 def test_mochi(ranks: Any, mode: str) -> None:
     compare(ranks, CASE, mode)
+
+
+def compiled(mode: str) -> float:
+    """The valid text of a sample is of a length that a trace does not know."""
+    ulysses, ring, exchange = MODES[mode]
+    model = randomised(build())
+    state = ParallelState(ParallelLayout(ulysses=ulysses, ring=ring))
+    config = SequenceParallelConfig(ulysses, ring, kv_exchange=exchange)  # type: ignore[arg-type]
+    calls = [call((3, 3, 3), 7, valid) for valid in ([7, 4], [2, 7], [0, 5])]
+    with torch.no_grad():
+        expected = [model(**arguments) for arguments in calls]
+        with apply_sequence_parallel(model, config, state=state):
+            run = torch.compile(model, fullgraph=True, backend="aot_eager")
+            found = [run(**calls[0])]
+            with torch.compiler.set_stance("fail_on_recompile"):
+                found += [run(**arguments) for arguments in calls[1:]]
+    return max(map(relative_error, found, expected))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.parametrize("mode", ["ulysses 2", "ring 2"])
+def test_mochi_is_one_graph_for_texts_of_any_length(ranks: Any, mode: str) -> None:
+    assert max(ranks.run(compiled, mode, timeout=110)) <= TOLERANCE

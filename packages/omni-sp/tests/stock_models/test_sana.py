@@ -44,6 +44,12 @@ def call(height: int, width: int, text: int, batch: int) -> dict[str, Any]:
     }
 
 
+def controlled(height: int, width: int, batch: int, count: int) -> dict[str, Any]:
+    """With what a ControlNet adds after some blocks, the first excepted."""
+    samples = [seeded(batch, height * width, 64, seed=i) for i in range(count)]
+    return call(height, width, 7, batch) | {"controlnet_block_samples": samples}
+
+
 CASE = ModelCase(
     build,
     {
@@ -53,6 +59,9 @@ CASE = ModelCase(
         "fewer rows than ranks": lambda: call(1, 6, 5, 1),
         "one column": lambda: call(9, 1, 5, 1),
         "less text than ranks": lambda: call(6, 5, 1, 1),
+        "ControlNet": lambda: controlled(7, 3, 2, 1),
+        "ControlNet, more samples than blocks": lambda: controlled(5, 4, 1, 3),
+        "ControlNet, fewer rows than ranks": lambda: controlled(1, 6, 1, 1),
     },
 )
 

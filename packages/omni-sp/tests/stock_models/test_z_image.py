@@ -59,6 +59,12 @@ def omni_call(images: list[tuple[int, int]], texts: list[int]) -> dict[str, Any]
     }
 
 
+def controlled(images: list[tuple[int, int]], texts: list[int], tokens: int) -> dict[str, Any]:
+    """With what a ControlNet adds after some blocks, to the tokens of image and text."""
+    samples = {index: seeded(len(images), tokens, 64, seed=index) for index in (0, 1)}
+    return call(images, texts) | {"controlnet_block_samples": samples}
+
+
 CASE = ModelCase(
     build,
     {
@@ -66,6 +72,8 @@ CASE = ModelCase(
         "tokens that the model pads": lambda: call([(5, 7)], [9]),
         "samples of two sizes": lambda: call([(5, 7), (3, 5)], [33, 5]),
         "images of two sizes, one length": lambda: call([(5, 7), (3, 5)], [5, 33]),
+        "ControlNet": lambda: controlled([(5, 7)], [9], 96),
+        "ControlNet, two sizes": lambda: controlled([(5, 7), (3, 5)], [33, 5], 128),
     },
 )
 

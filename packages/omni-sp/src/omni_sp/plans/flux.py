@@ -9,9 +9,14 @@ from omni_sp.plan_entries import (
     SequenceParallelInput,
     SequenceParallelModelPlan,
     SequenceParallelOutput,
+    SequenceParallelRefusal,
 )
 
 _RESIDUALS = SequenceParallelInput(1, expected_dims=3, like="hidden_states")
+_CACHE = SequenceParallelRefusal(
+    "its cache holds the keys of reference images, which lie before the image's and are not split; "
+    "call the model without it, with the reference tokens in every step"
+)
 _JOINT = SequenceParallelAttention(("encoder_hidden_states", "hidden_states"))
 
 FLUX: SequenceParallelModelPlan = {
@@ -22,6 +27,7 @@ FLUX: SequenceParallelModelPlan = {
         "txt_ids": SequenceParallelInput(-2, like="encoder_hidden_states"),
         "controlnet_block_samples?": _RESIDUALS,
         "controlnet_single_block_samples?": _RESIDUALS,
+        "kv_cache_mode?": _CACHE,  # of Flux2
     },
     "transformer_blocks.*.attn": _JOINT,
     "single_transformer_blocks.*.attn": _JOINT,

@@ -15,6 +15,11 @@ from omni_sp.plan_entries import (
 )
 
 SANA: SequenceParallelModelPlan = {
+    # Of a ControlNet, for the image tokens, which are split later and in the same way: in rows,
+    # as wide as the latents (every published model has patches of one).
+    "": {
+        "controlnet_block_samples?": SequenceParallelInput(1, expected_dims=3, unit="hidden_states")
+    },
     "transformer_blocks.0": {
         "hidden_states": SequenceParallelInput(1, expected_dims=3, attends=True, unit="width"),
     },

@@ -24,6 +24,8 @@ _ATTENTION = SequenceParallelAttention(("x",))
 _GATHERED = SequenceParallelOutput(1, expected_dims=3, like="x")
 
 Z_IMAGE: SequenceParallelModelPlan = {
+    # Of a ControlNet, for the joint sequence, which is split later and in the same way.
+    "": {"controlnet_block_samples?": SequenceParallelInput(1, expected_dims=3)},
     "noise_refiner.0": _STREAM,
     "noise_refiner.*": _TOKENS,
     "noise_refiner.*.attention": _ATTENTION,

@@ -22,7 +22,7 @@ from omni_group_coordinator import GroupCoordinator, ParallelError
 from omni_parallel_state import get_parallel_state
 
 _log = logging.getLogger("omni_cfgp")
-_exchanges: WeakKeyDictionary[GroupCoordinator, BranchExchange] = WeakKeyDictionary()
+_exchanges: WeakKeyDictionary[CFGParallelMixin, BranchExchange] = WeakKeyDictionary()
 
 
 class CFGParallelMixin:
@@ -121,7 +121,7 @@ class CFGParallelMixin:
                 for index, owner in enumerate(owners)
                 if owner == group.rank_in_group
             }
-            found = _exchange_of(group).exchange(works, mine)
+            found = _exchange_of(self, group).exchange(works, mine)
         _check_alike(found)
         return found
 
@@ -261,10 +261,12 @@ def _scheduler(pipeline: object, given: Any | None) -> Any:
     return scheduler
 
 
-def _exchange_of(group: GroupCoordinator) -> BranchExchange:
-    if group not in _exchanges:
-        _exchanges[group] = BranchExchange(group)
-    return _exchanges[group]
+def _exchange_of(pipeline: CFGParallelMixin, group: GroupCoordinator) -> BranchExchange:
+    """Of one pipeline: what others predict of the same inputs may look otherwise."""
+    found = _exchanges.get(pipeline)
+    if found is None or found.group is not group:
+        found = _exchanges[pipeline] = BranchExchange(group)
+    return found
 
 
 def _sliced(prediction: Prediction, tokens: int | None) -> Prediction:

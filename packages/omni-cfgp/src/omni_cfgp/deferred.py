@@ -29,6 +29,7 @@ _PROMPT_OPERATORS = (*_IN_PLACE, *_COMPARISONS, *_LOGIC, *_OTHERS)
 _CONVERSIONS: dict[str, Callable[..., Any]] = {
     "len": len,
     "iter": iter,
+    "reversed": reversed,
     "bool": bool,
     "float": float,
     "int": int,
@@ -99,6 +100,8 @@ class Deferred:
         return _apply(func, args, dict(kwargs or {}), deferred)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_omni_"):  # of one that torch.compile makes, before it is set
+            raise AttributeError(name)
         if name in _DEFERRED_METHODS and not arrived(self):
             return lambda *args, **kwargs: _apply(_Method(name), (self, *args), kwargs, True)
         if name == "sample" and not arrived(self):  # the prediction, in outputs of diffusers
@@ -113,8 +116,12 @@ class Deferred:
 
     @property  # type: ignore[misc]  # which torch and isinstance only read
     def __class__(self) -> Any:
-        """That of the prediction, for ``isinstance``."""
-        return type(resolve(self))
+        """That of the prediction, for ``isinstance``; but for a tensor's.
+
+        torch's C++ asks so whether it may read an object's memory as that of a tensor.
+        """
+        cls = type(resolve(self))
+        return Deferred if issubclass(cls, Tensor) else cls
 
     def __hash__(self) -> int:
         return hash(resolve(self))
@@ -230,7 +237,9 @@ def isinstance_tensor(value: object) -> bool:
 def _kept(value: Any) -> Any:
     """Containers of their own, and copies of tensors of inference mode, which count no changes."""
     if is_deferred(value):
-        return value
+        if not arrived(value):
+            return value
+        value = resolve(value)
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if type(value) in (tuple, list):

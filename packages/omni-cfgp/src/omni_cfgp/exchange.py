@@ -44,6 +44,7 @@ class BranchExchange:
         self.group = group
         self._known: dict[Hashable, Plain] = {}
         self._marks = FailureMarks()
+        self._works: Sequence[Work] = ()  # of the last step
 
     def exchange(self, works: Sequence[Work], mine: Mapping[int, Outcome]) -> list[Any]:
         """The results of all works, on every rank.
@@ -58,6 +59,7 @@ class BranchExchange:
             RankMismatchError: The ranks do not do the same works.
         """
         self.settle()
+        self._works = works
         if any(work.inputs or self._is_new(work) for work in works):
             mine = self._meet(works, mine)
         specs = [self._known[work.key] for work in works]
@@ -76,7 +78,7 @@ class BranchExchange:
 
     def _is_new(self, work: Work) -> bool:
         plain = self._known.get(work.key)
-        return plain is None or _elements(plain) * _width(plain) < MARK_BYTES
+        return plain is None or _size(plain, torch.uint8) < MARK_BYTES
 
     def _meet(self, works: Sequence[Work], mine: Mapping[int, Outcome]) -> Mapping[int, Outcome]:
         done, plains = {}, {}
@@ -85,11 +87,11 @@ class BranchExchange:
         reports = {index: text for index, o in done.items() if (text := o.report()) is not None}
         asked = [[work.owner, work.name, repr(work.key)] for work in works]
         inputs = [work.inputs for work in works]
-        said = all_say(self.group, [asked, inputs, plains, reports])
+        said = self.group.all_gather_object([asked, inputs, plains, reports])
         self._check_same(works, [(other, given) for other, given, _, _ in said])
         failed = [(rank, texts) for rank, (*_, texts) in enumerate(said) if texts]
         if failed:
-            self._raise_reports(failed, works, done)
+            self._raise_reports(failed, done)
         for _, _, found, _ in said:
             for index, plain in found.items():
                 self._known[works[index].key] = plain
@@ -132,7 +134,8 @@ class BranchExchange:
         if not isinstance(whole, Tensor):
             msg = "all_gather without separate_tensors returned a list"
             raise TypeError(msg)
-        parts = torch.split(whole, sizes)
+        # Unsafe for gradients alone; a change in place of one result is none of another's.
+        parts = torch.unsafe_split_with_sizes(whole, sizes)
         self._marks.note(parts)
         if any(outcome.error is not None for outcome in mine.values()):
             self._raise([], mine)
@@ -140,7 +143,9 @@ class BranchExchange:
             self._raise(failed, mine)
         results: list[Any] = [None] * len(works)
         for indices, part in zip(owned, parts, strict=True):
-            pieces = torch.split(part, [_size(specs[i], carrier) for i in indices])
+            pieces = torch.unsafe_split_with_sizes(
+                part, [_size(specs[i], carrier) for i in indices]
+            )
             for index, piece in zip(indices, pieces, strict=True):
                 results[index] = _unpacked(specs[index], piece)
         return results
@@ -165,28 +170,20 @@ class BranchExchange:
         """Tell each other what went wrong; ``failed`` is only needed by those who know none."""
         self._marks.clear()
         reports = {i: text for i, o in mine.items() if (text := o.report()) is not None}
-        said = all_say(self.group, reports)
+        said = self.group.all_gather_object(reports)
         texts = [(rank, found) for rank, found in enumerate(said) if found]
-        self._raise_reports(texts or [(rank, {0: "unknown"}) for rank in failed], [], mine)
+        self._raise_reports(texts or [(rank, {0: "unknown"}) for rank in failed], mine)
 
     def _raise_reports(
         self,
         failed: Sequence[tuple[int, Mapping[int, str]]],
-        works: Sequence[Work],
         mine: Mapping[int, Outcome],
     ) -> None:
         _raise_own(mine)
         rank, texts = failed[0]
         index, text = next(iter(texts.items()))
-        name = works[index].name if works else f"guidance branch {index}"
-        msg = f"{name} failed on rank {self.group.ranks[rank]}: {text}"
+        msg = f"{self._works[index].name} failed on rank {self.group.ranks[rank]}: {text}"
         raise ParallelError(msg)
-
-
-def all_say(group: GroupCoordinator, value: Plain) -> list[Plain]:
-    """What each rank says, in rank order; plain data, over the CPU."""
-    me, ranks = group.rank_in_group, range(group.world_size)
-    return [group.broadcast_object(value if rank == me else None, rank) for rank in ranks]
 
 
 def _raise_own(mine: Mapping[int, Outcome]) -> None:
@@ -203,14 +200,6 @@ def _shapes(plain: Plain) -> str:
     return ", ".join(
         f"{str(dtype).removeprefix('torch.')} {shape}" for shape, dtype in tensor_specs(plain)
     )
-
-
-def _elements(plain: Plain) -> int:
-    return sum(torch.Size(shape).numel() for shape, _ in tensor_specs(plain))
-
-
-def _width(plain: Plain) -> int:
-    return min((dtype.itemsize for _, dtype in tensor_specs(plain)), default=0)
 
 
 def _size(plain: Plain, carrier: torch.dtype) -> int:
@@ -237,7 +226,9 @@ def _unpacked(plain: Plain, piece: Tensor) -> Any:
         for count, (_, dtype) in zip(counts, specs, strict=True)
     ]
     tensors = []
-    for part, (shape, dtype) in zip(torch.split(piece, sizes), specs, strict=True):
+    for part, (shape, dtype) in zip(
+        torch.unsafe_split_with_sizes(piece, sizes), specs, strict=True
+    ):
         if dtype != piece.dtype:
             part = part.clone().view(dtype)  # noqa: PLW2901  memory of its own: aligned for the dtype
         tensors.append(part.view(shape))

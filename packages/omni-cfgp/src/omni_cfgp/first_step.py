@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor
 
 from omni_cfgp.cfg_config import Seeds
-from omni_cfgp.exchange import all_say
 from omni_cfgp.signature import fingerprint, same_inputs
 from omni_group_coordinator import GroupCoordinator, RankMismatchError
 
@@ -42,7 +41,7 @@ def agreed_latents(group: GroupCoordinator, latents: Any, seeds: Seeds) -> Any:
         RankMismatchError: On every rank: they differ, and that was to be an error.
     """
     tensors = latents if isinstance(latents, tuple) else (latents,)
-    said = all_say(group, [fingerprint(tensors, {}), [list(t.shape) for t in tensors]])
+    said = group.all_gather_object([fingerprint(tensors, {}), [list(t.shape) for t in tensors]])
     (first, shapes), *others = said
     alike = all(same_inputs(first, one) for one, _ in others)
     if alike:

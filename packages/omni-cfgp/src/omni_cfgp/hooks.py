@@ -88,7 +88,8 @@ def _apply(
     undo: list[Undo],
 ) -> None:
     rounds = Rounds(state.cfg, config)
-    undo += [divide_denoiser(name, module, rounds) for name, module in denoisers.items()]
+    for name, module in denoisers.items():
+        undo.append(divide_denoiser(name, module, rounds))
     if isinstance(pipeline, nn.Module):
         return
     if callable(getattr(getattr(pipeline, "scheduler", None), "step", None)):
@@ -102,7 +103,10 @@ def _denoisers(pipeline: Any, config: CFGParallelConfig) -> dict[str, nn.Module]
     names = config.denoisers or DENOISERS
     found = {name: getattr(pipeline, name, None) for name in names}
     missing = [name for name in config.denoisers if not isinstance(found[name], nn.Module)]
-    modules = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    modules: dict[str, nn.Module] = {}
+    for name, module in found.items():
+        if isinstance(module, nn.Module) and all(module is not one for one in modules.values()):
+            modules[name] = module  # under its first name
     if missing or not modules:
         here = sorted(
             name for name, value in vars(pipeline).items() if isinstance(value, nn.Module)

@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor
 
 from omni_cfgp.cfg_config import Seeds
-from omni_cfgp.exchange import all_say
 from omni_group_coordinator import GroupCoordinator, ParallelError, RankMismatchError
 
 _LATENTS = "latents"
@@ -35,12 +34,14 @@ def agree(
             was to be an error.
     """
     generators = list(_generators((args, dict(kwargs))))
-    random = [_digest(generator.get_state()) for generator in _random(generators, kwargs, group)]
+    sources = _random(generators, kwargs, group, seeds)
+    random = [_digest(generator.get_state()) for generator in sources]
     given = {str(index): _describe(value) for index, value in enumerate(args)}
     given |= {name: _describe(value) for name, value in sorted(kwargs.items())}
-    said = all_say(group, [given, random])
+    said = group.all_gather_object([given, random])
     first, first_random = said[0]
-    latents = seeds == "broadcast" and all(_LATENTS in one for one, _ in said)
+    kinds = {one.get(_LATENTS, "").partition("#")[0] for one, _ in said}  # but for the digests
+    latents = seeds == "broadcast" and len(kinds) == 1 and isinstance(kwargs.get(_LATENTS), Tensor)
     _check_arguments([one for one, _ in said], ignored=_LATENTS if latents else "")
     differs = any(one != first_random for _, one in said)
     if differs and seeds == "error":
@@ -51,7 +52,7 @@ def agree(
         )
         raise RankMismatchError(msg)
     if differs:
-        for generator in _random(generators, kwargs, group):
+        for generator in sources:
             _share_state(group, generator)
     named = dict(kwargs)
     if latents and any(one[_LATENTS] != first[_LATENTS] for one, _ in said):
@@ -106,12 +107,15 @@ def _generators(value: object) -> Iterator[Generator]:
 
 
 def _random(
-    generators: list[Generator], kwargs: Mapping[str, Any], group: GroupCoordinator
+    generators: list[Generator], kwargs: Mapping[str, Any], group: GroupCoordinator, seeds: Seeds
 ) -> list[Generator]:
-    """The sources of random numbers of a call: those that were passed, else torch's own."""
+    """The sources of random numbers of a call: those that were passed, else torch's own.
+
+    With given latents few pipelines need any: that ranks differ in torch's own is no error then.
+    """
     if generators:
         return generators
-    if isinstance(kwargs.get(_LATENTS), Tensor):
+    if seeds == "error" and isinstance(kwargs.get(_LATENTS), Tensor):
         return []
     found = [torch.default_generator]
     if group.device.type != "cpu":

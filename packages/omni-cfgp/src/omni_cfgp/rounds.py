@@ -104,7 +104,11 @@ class Rounds:
             return denoiser.call(*args, **kwargs)
         plan = None
         if self._divides_rows():
-            plan, whole = self._division.plan(denoiser, args, kwargs)
+            self._busy = True
+            try:
+                plan, whole = self._division.plan(denoiser, args, kwargs)
+            finally:
+                self._busy = False
             if whole is not None:
                 return whole.value
         call = self._by_rows(denoiser, args, kwargs, plan) if plan else None
@@ -155,11 +159,12 @@ class Rounds:
                 break
             stop = start + size
             self._loads[owner] += cost(args, kwargs) * size / plan.rows
-            if owner == self._group.rank_in_group:
-                some = plan.take(args, kwargs, start, stop)
-                mine[len(works)] = self._outcome(denoiser, *some)
+            some = plan.take(args, kwargs, start, stop)
             name = f"rows {start} to {stop - 1} of {denoiser.name}"
-            works.append(Work(owner, (*key, size), name, inputs))
+            work = Work(owner, (denoiser.name, signature(*some)), name, inputs)
+            if owner == self._group.rank_in_group:
+                mine[len(works)] = self._outcome(denoiser, *some)
+            works.append(work)
             start = stop
         if denoiser.is_sharded:
             again = plan.take(args, kwargs, 0, 1)
@@ -168,7 +173,7 @@ class Rounds:
     def _fingerprint(
         self, key: Hashable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[float, ...]:
-        """Of the inputs of a call, when the first of its kind comes in a request."""
+        """Of the inputs of a call, when the first of its kind comes."""
         if key in self._compared:
             return ()
         self._compared.add(key)
@@ -208,7 +213,11 @@ class Rounds:
             offset = len(offsets)
             mine |= {offset + index: outcome for index, outcome in call.mine.items()}
             offsets += [offset] * len(call.works)
-        results = self._exchange.exchange(works, mine)
+        try:
+            results = self._exchange.exchange(works, mine)
+        except BaseException:
+            self._compared.clear()  # inputs that were found to differ are compared again
+            raise
         self.statistics.last = len(calls)
         self.statistics.calls += len(calls)
         self.statistics.shared |= len({work.owner for work in works}) > 1
@@ -244,7 +253,7 @@ class Rounds:
         """Start a request: what an earlier one that was broken off has left is forgotten."""
         self._calls, self._operations = [], []
         self._loads = [0.0] * self._group.world_size
-        self._owners, self._compared = {}, set()
+        self._owners = {}
         self._division.new_request()
         self._exchange.forget()
         self.statistics = Statistics(self.statistics.last)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from omni_cfgp.denoiser import Denoiser
-from omni_cfgp.exchange import all_say
 from omni_cfgp.outcome import Outcome
 from omni_cfgp.rows import RowPlan, plan_rows
 from omni_cfgp.structure import describe, rebuild, tensors_in
@@ -58,7 +57,7 @@ class RowDivision:
             return None, None
         if denoiser.name not in self._attention:
             self._attention[denoiser.name] = denoiser.attention()
-        kind = (denoiser.name, plan.dims, self._attention[denoiser.name])
+        kind = (denoiser.name, plan.dims, _flags(args, kwargs), self._attention[denoiser.name])
         if kind in self._verdicts:
             return (plan if self._verdicts[kind] else None), None
         whole, verdict = self._try(denoiser, args, kwargs, plan)
@@ -88,7 +87,7 @@ class RowDivision:
             start, sizes[me] = 0, 1
         same = whole.error is None and part.error is None
         same = same and _is_part(part.value, whole.value, start, start + sizes[me], plan.rows)
-        said = all_say(self._group, [whole.report(), same])
+        said = self._group.all_gather_object([whole.report(), same])
         if whole.error is not None:
             raise whole.error
         for rank, (report, _) in enumerate(said):
@@ -96,6 +95,14 @@ class RowDivision:
                 msg = f"{denoiser.name} failed on group rank {rank}: {report}"
                 raise ParallelError(msg)
         return whole, all(agreed for _, agreed in said)
+
+
+def _flags(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """What beside the rows may decide whether they see each other."""
+    return tuple(
+        (name, value if isinstance(value, bool | str) else type(value).__name__)
+        for name, value in (*enumerate(args), *sorted(kwargs.items()))
+    )
 
 
 def _is_part(part: Any, whole: Any, start: int, stop: int, rows: int) -> bool:
@@ -110,6 +117,8 @@ def _close(found: Tensor, expected: Tensor) -> bool:
         return False
     if not expected.numel():
         return True
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return torch.equal(found, expected)
     tolerance = _TOLERANCES.get(expected.dtype, _LOW_PRECISION)
     largest = expected.abs().max()
     return bool((found - expected).abs().max() <= tolerance * largest)
@@ -118,7 +127,9 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 def rows_of(whole: Any, start: int, stop: int, rows: int) -> Any:
     """The part of a call's result that is for some of the rows."""
     if isinstance(whole, Tensor):
-        share = whole.shape[0] // rows if whole.ndim else 0
+        if not whole.ndim:
+            return whole.new_empty(0)  # a number about all of the rows has none
+        share = whole.shape[0] // rows
         return whole[start * share : stop * share]
     if isinstance(whole, list):
         return whole[start:stop]

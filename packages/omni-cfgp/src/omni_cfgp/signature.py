@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -37,9 +38,12 @@ def _key(value: object, name: str = "") -> Hashable:
 
 
 def cost(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """How much work a call is, relative to others of the same denoiser: its rows times tokens."""
+    """How much work a call is, relative to others of the same denoiser: its rows times tokens.
+
+    Never zero: of calls that cost nothing one rank would be given all.
+    """
     values = [*args, *kwargs.values()]
-    return float(sum(_tokens(value) for value in values if isinstance(value, Tensor)))
+    return float(sum(_tokens(value) for value in values if isinstance(value, Tensor)) or 1)
 
 
 def _tokens(tensor: Tensor) -> int:
@@ -71,8 +75,14 @@ def same_inputs(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     for i in range(0, len(one), 3):
         (count, total, square), (counted, summed, squared) = one[i : i + 3], other[i : i + 3]
         slack = 1e-3 * (count * max(square, squared)) ** 0.5 + 1e-30
-        if count != counted or not abs(total - summed) <= slack:
+        if count != counted or not _near(total, summed, slack):
             return False
-        if not abs(square - squared) <= 1e-3 * max(square, squared):
+        if not _near(square, squared, 1e-3 * max(square, squared)):
             return False
     return True
+
+
+def _near(one: float, other: float, slack: float) -> bool:
+    if math.isfinite(one) and math.isfinite(other):
+        return abs(one - other) <= slack
+    return one == other or (math.isnan(one) and math.isnan(other))  # of masks, for one

@@ -8,7 +8,7 @@ if not __package__:  # run as a folder, which puts the folder itself on the path
 
 import click
 
-from bench import sp
+from bench import cfg, sp
 
 
 @click.group()
@@ -16,6 +16,7 @@ def main() -> None:
     """Benchmarks of the strategies, each beside its rivals."""
 
 
+main.add_command(cfg.main, "cfg")
 main.add_command(sp.main, "sp")
 
 if __name__ == "__main__":

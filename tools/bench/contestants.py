@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,21 @@ from torch import nn
 from omni_parallel_state import ParallelLayout, ParallelState
 
 Side = Literal["omni-sp", "diffusers"]
+
+
+class Competitor(Protocol):
+    """What every contestant has, of whatever benchmark."""
+
+    @property
+    def side(self) -> str:
+        """Whose it is."""
+
+    @property
+    def mode(self) -> str:
+        """What ``--modes`` calls it."""
+
+
+CompetitorT = TypeVar("CompetitorT", bound=Competitor)
 
 
 @dataclass(frozen=True)
@@ -88,20 +103,29 @@ def contestants(ranks: int) -> list[Contestant]:
 
 
 def chosen(ranks: int, modes: tuple[str, ...]) -> list[Contestant]:
-    """The contestants that some modes name: by mode for both sides, or ``side:mode`` for one.
+    """The contestants that some modes name.
 
     Raises:
         ValueError: A name is nobody's; lists the legal ones.
     """
-    everyone = contestants(ranks)
+    return pick(contestants(ranks), modes, ranks)
+
+
+def pick(everyone: Sequence[CompetitorT], modes: tuple[str, ...], ranks: int) -> list[CompetitorT]:
+    """Those that some modes name: by mode for every side, or ``side:mode`` for one; or all.
+
+    Raises:
+        ValueError: A name is nobody's; lists the legal ones.
+    """
     if not modes:
-        return everyone
+        return list(everyone)
     legal = {c.mode for c in everyone} | {f"{c.side}:{c.mode}" for c in everyone}
     if unknown := [mode for mode in modes if mode not in legal]:
+        sides = [f"{side}:" for side in dict.fromkeys(c.side for c in everyone)]
         msg = (
             f"no contestant on {ranks} ranks is called {unknown[0]!r}; legal: "
-            f"{', '.join(sorted({c.mode for c in everyone}))}, each also with omni-sp: or "
-            "diffusers: in front"
+            f"{', '.join(sorted({c.mode for c in everyone}))}, each also with "
+            f"{', '.join(sides[:-1])} or {sides[-1]} in front"
         )
         raise ValueError(msg)
     return [c for c in everyone if c.mode in modes or f"{c.side}:{c.mode}" in modes]

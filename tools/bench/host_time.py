@@ -77,9 +77,14 @@ STEPS: Final = 3
 
 
 class _Count:
-    """Operators of a forward, and of its last layer alone."""
+    """Operators of a forward, and of its last layer alone, from the second call on.
+
+    In the first the ranks agree that all of them will go on.
+    """
 
     def __init__(self, call: Call, shorter: Call) -> None:
+        call()
+        shorter()
         with DispatchCount() as whole:
             call()
         with DispatchCount() as without:

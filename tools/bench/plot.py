@@ -47,7 +47,7 @@ def plot(report: Report, path: Path) -> None:
         axes.hlines(case.ceiling, x - 0.45, x + 0.45, "black", "dashed", label=label)
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(report.cases)), [_label(case) for case in report.cases], fontsize=8)
-    axes.set_ylabel("speed-up over the single process")
+    axes.set_ylabel(f"speed-up over {report.cases[0].baseline}")
     axes.set_title(f"{report.benchmark}: medians of pairwise ratios, bars to the quartiles")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=150)

@@ -34,7 +34,8 @@ def parts(report: Report) -> Iterator[RenderableType]:
                 style="red",
             )
         yield from _notes([(m.name, m.problem) for m in case.measured])
-        yield from _notes([(m.name, _off_formula(m)) for m in case.measured])
+        yield from _notes([(m.name, _off_formula(m, case.counted)) for m in case.measured])
+        yield from _notes([(m.name, _once(m)) for m in case.measured])
     for host in report.host:
         yield host_table(host)
         yield from _notes([(cost.name, cost.problem) for cost in host.costs])
@@ -59,9 +60,11 @@ def case_table(case: CaseResult) -> Table:
         width=WIDTH,
     )
     table.add_column("contestant", no_wrap=True, ratio=1)
-    for name in ("ms", "speed-up", "quartiles", f"/{case.rival}", "error", "MB/layer", "calls"):
+    per, rival = f"/{case.timed}" if case.timed else "", f"/{case.rival}"
+    sent = f"MB/{case.counted}"
+    for name in (f"ms{per}", "speed-up", "quartiles", rival, "error", sent, "calls"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("single process", f"{alone * 1e3:.0f}", "1.00", "", "", "", "", "")
+    table.add_row(case.baseline, f"{alone * 1e3:.0f}", "1.00", "", "", "", "", "")
     table.add_row("the same on all", f"{together * 1e3:.0f}", f"{alone / together:.2f}")
     best = case.best_rival()
     for measured in case.measured:
@@ -125,14 +128,22 @@ def _number(value: float | None, form: str) -> str:
     return _DASH if value is None else f"{value:{form}}"
 
 
-def _off_formula(measured: Measured) -> str | None:
+def _off_formula(measured: Measured, counted: str) -> str | None:
     traffic = measured.traffic
     if traffic is None or traffic.bytes_sent == traffic.formula:
         return None
     return (
-        f"{traffic.bytes_sent:,} bytes per layer of the busiest rank; the formula, for even "
+        f"{traffic.bytes_sent:,} bytes per {counted} of the busiest rank; the formula, for even "
         f"shares, gives {traffic.formula:,.0f}"
     )
+
+
+def _once(measured: Measured) -> str | None:
+    traffic = measured.traffic
+    if traffic is None or not traffic.once:
+        return None
+    calls = ", ".join(f"{count} {name}" for name, count in sorted(traffic.once.items()))
+    return f"once in each call, beside that: {calls}; {traffic.once_bytes:,} bytes"
 
 
 def _notes(said: Iterable[tuple[str, str | None]]) -> Iterator[RenderableType]:

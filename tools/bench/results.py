@@ -17,17 +17,21 @@ TOGETHER: Final = "every rank alone at once"
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one layer sends, as one rank counted it.
+    """What one layer or step sends, as one rank counted it.
 
     Attributes:
         bytes_sent: Bytes to the peers, of the rank that sends most.
         formula: What arithmetic says of them.
         calls: Operations, by name.
+        once: Operations beside them that come once, however many layers or steps there are.
+        once_bytes: Their bytes.
     """
 
     bytes_sent: int
     formula: float
     calls: dict[str, int]
+    once: dict[str, int] = field(default_factory=dict)
+    once_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Measured:
         side: Whose it is.
         seconds: By round, of the slowest rank; empty if it could not run.
         error: Largest difference from the single process, relative to its largest value.
-        traffic: What one layer sends, where the contestant counts it.
+        traffic: What one layer or step sends, where the contestant counts it.
         problem: Why it could not run, or what else there is to say.
     """
 
@@ -64,6 +68,9 @@ class CaseResult:
         measured: The contestants.
         core_share: Share of a core that each rank had when all did the whole work; below 1 other
             work on the machine disturbed the numbers.
+        baseline: What rank 0 does alone, for tables.
+        timed: What takes the seconds, if not the whole work.
+        counted: What traffic is counted for.
     """
 
     case: str
@@ -73,6 +80,9 @@ class CaseResult:
     together: tuple[float, ...]
     measured: tuple[Measured, ...]
     core_share: float = 1.0
+    baseline: str = SINGLE
+    timed: str = ""
+    counted: str = "layer"
 
     @property
     def ceiling(self) -> float:

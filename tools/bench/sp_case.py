@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -14,9 +14,11 @@ from bench.arithmetic import attention_units
 from bench.contestants import Contestant
 from bench.harness import Progress, process_group
 from bench.models import attention_bytes, build, inputs, shorten, twin
-from bench.race import Entry, attempt, from_all_ranks, race, relative_error
-from bench.results import SINGLE, TOGETHER, CaseResult, Measured, Traffic
+from bench.race import attempt, from_all_ranks
+from bench.ready import Ready, Run, make_ready, race_all
+from bench.results import CaseResult, Measured, Traffic
 from bench.shims import without_accelerator
+from omni_group_coordinator import Traffic as Recording
 from omni_group_coordinator import record_traffic
 
 WARM_UP: Final = 2
@@ -71,21 +73,6 @@ def case_of(family: str, tokens: int) -> Case:
     return Case(family, tokens, usual if tokens <= 2048 else 3)
 
 
-@dataclass
-class _Ready:
-    """A contestant that has run once, or has said why it cannot."""
-
-    contestant: Contestant
-    measured: Measured
-    run: Callable[[], Any] | None = None
-    undo: list[Callable[[], None]] = field(default_factory=list)
-
-
-def steps_of(contestants: Sequence[Contestant], rounds: int) -> int:
-    """Steps of progress that `race_case` makes."""
-    return (2 + len(contestants)) * (rounds + 1)
-
-
 @torch.no_grad()
 def race_case(
     progress: Progress, case: Case, contestants: Sequence[Contestant], rounds: int
@@ -105,23 +92,15 @@ def race_case(
         for contestant in contestants:
             ready.append(_prepare(case, model, arguments, contestant, reference))
             progress.step()
-        entries = [Entry(SINGLE, single, alone=True), Entry(TOGETHER, single)]
-        entries += [Entry(r.contestant.name, r.run) for r in ready if r.run is not None]
-        times = race(entries, rounds, progress.step)
-        for each in ready:
-            for undo in each.undo:
-                undo()
-    seconds = times.seconds
+        raced = race_all(single, ready, rounds, progress.step)
     return CaseResult(
         case=case.title,
         ranks=contestants[0].ulysses * contestants[0].ring,
         rival="diffusers",
-        single=seconds[SINGLE],
-        together=seconds[TOGETHER],
-        measured=tuple(
-            replace(each.measured, seconds=seconds.get(each.contestant.name, ())) for each in ready
-        ),
-        core_share=times.core_share[TOGETHER],
+        single=raced.single,
+        together=raced.together,
+        measured=raced.measured,
+        core_share=raced.core_share,
     )
 
 
@@ -131,51 +110,33 @@ def _prepare(
     arguments: dict[str, Any],
     contestant: Contestant,
     reference: Tensor,
-) -> _Ready:
-    """Apply a contestant to a twin, warm it up, and take its error and traffic."""
-    ready = _Ready(contestant, Measured(contestant.name, contestant.side))
+) -> Ready:
     split = twin(model)
-    undo, problem = attempt(lambda: contestant.apply(split))
-    if undo is None:
-        return _unable(ready, problem)
-    ready.undo.append(undo)
-    traffic = None
-    if contestant.side == "omni-sp":  # eager calls: what is compiled is not counted
-        traffic, problem = attempt(lambda: _traffic(case, model, split, arguments, contestant))
-        if problem is not None:
-            return _unable(ready, problem)
-    ready.run, note = _caller(split, arguments), None
-    if case.compiled:
-        ready.run, note = _compile(split, arguments)
-    output, problem = attempt(_warm(ready.run))
-    if output is None:
-        return _unable(ready, problem)
-    error = relative_error(output, reference)
-    ready.measured = replace(ready.measured, error=error, traffic=traffic, problem=note)
-    return ready
+
+    def traffic() -> Traffic:  # of eager calls: what is compiled is not counted
+        return _traffic(case, model, split, arguments, contestant)
+
+    def caller() -> tuple[Run, str | None]:
+        if case.compiled:
+            return _compile(split, arguments)
+        return _caller(split, arguments), None
+
+    return make_ready(
+        Measured(contestant.name, contestant.side),
+        lambda: contestant.apply(split),
+        caller,
+        reference,
+        warm_up=WARM_UP,
+        traffic=traffic if contestant.side == "omni-sp" else None,
+    )
 
 
-def _unable(ready: _Ready, problem: str | None) -> _Ready:
-    for undo in ready.undo:
-        undo()
-    return _Ready(ready.contestant, replace(ready.measured, problem=problem))
-
-
-def _caller(model: nn.Module, arguments: dict[str, Any]) -> Callable[[], Tensor]:
+def _caller(model: nn.Module, arguments: dict[str, Any]) -> Run:
     def call() -> Tensor:
         output: Tensor = model(**arguments)[0]
         return output
 
     return call
-
-
-def _warm(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def warm() -> Tensor:
-        for _ in range(WARM_UP):
-            output = run()
-        return output
-
-    return warm
 
 
 def _compiled(model: nn.Module, *, fullgraph: bool = True) -> nn.Module:
@@ -184,9 +145,7 @@ def _compiled(model: nn.Module, *, fullgraph: bool = True) -> nn.Module:
     return model
 
 
-def _compile(
-    model: nn.Module, arguments: dict[str, Any]
-) -> tuple[Callable[[], Tensor], str | None]:
+def _compile(model: nn.Module, arguments: dict[str, Any]) -> tuple[Run, str | None]:
     """A compiled call; with graph breaks, which are then noted, if there is no other way."""
     run = _caller(_compiled(model), arguments)
     _, problem = attempt(run)
@@ -207,15 +166,21 @@ def _traffic(
     shorter = shorten(case.family, model)
     undo = contestant.apply(shorter)
     try:
-        with record_traffic() as without:
-            shorter(**arguments)
+        without = _second_call(shorter, arguments)
     finally:
         undo()
-    with record_traffic() as whole:
-        split(**arguments)
+    whole = _second_call(split, arguments)
     units = attention_units(contestant.ulysses, contestant.ring)
     return Traffic(
         bytes_sent=max(from_all_ranks(whole.total_bytes - without.total_bytes)),
         formula=units * attention_bytes(case.tokens, case.dtype),
         calls=dict(Counter(whole.calls) - Counter(without.calls)),
     )
+
+
+def _second_call(model: nn.Module, arguments: dict[str, Any]) -> Recording:
+    """What a call sends, of a model that is called a second time: in the first ranks agree."""
+    model(**arguments)
+    with record_traffic() as traffic:
+        model(**arguments)
+    return traffic

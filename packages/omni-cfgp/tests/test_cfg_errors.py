@@ -145,7 +145,7 @@ def test_ranks_with_prompts_of_other_lengths_are_an_error_on_both(ranks: Any) ->
     first, second = ranks.run(other_branches, None, timeout=30)
     assert first == second
     name = RankMismatchError.__name__
-    assert first[0].startswith(f"{name}: the ranks of one image do not compute the same branches:")
+    assert first[0].startswith(f"{name}: the ranks of one image have different inputs in the first")
 
 
 def test_errors_are_of_one_family() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from toy_denoisers import Output, seeded
 from toy_round import Round
 
-from omni_cfgp.deferred import arrived, is_deferred, resolve
+from omni_cfgp.waiting import arrived, is_deferred, resolve
 from omni_group_coordinator import ParallelError
 
 

@@ -12,7 +12,7 @@ import torch
 from toy_denoisers import seeded
 from toy_round import Round
 
-from omni_cfgp.deferred import resolve
+from omni_cfgp.waiting import resolve
 from omni_group_coordinator import ParallelError
 
 VALUE = seeded(2, 3)
@@ -97,3 +97,33 @@ def test_operands_are_let_go_when_it_has_arrived():
     gc.collect()
     assert gone() is None
     assert resolve(found).shape == (2, 3)
+
+
+ABOUT: dict[str, Any] = {
+    "shape": lambda p: p[:, 1:3].shape,
+    "dtype": lambda p: (p.half() * 2).dtype,
+    "ndim": lambda p: p[..., None].ndim,
+    "device": lambda p: (p + 1).device,
+    "size": lambda p: p.size(1),
+    "numel": lambda p: (p[0] - 2).numel(),
+    "length": lambda p: len(p[0]),
+    "kind": lambda p: p.is_floating_point(),
+    "with a tensor": lambda p: (p + seeded(2, 6, 8)).shape,
+}
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_of_what_was_seen_before_shape_and_dtype_are_known(name):
+    value = seeded(2, 6, 8)
+    for known, flushes in ((True, 0), (False, 1)):
+        round_ = Round(value, known=known)
+        assert ABOUT[name](round_.predictions[0]) == ABOUT[name](value)
+        assert round_.flushes == flushes
+
+
+def test_outputs_that_were_seen_before_are_unpacked_without_their_content():
+    round_ = Round((seeded(2, 3), seeded(4)), known=True)
+    video, sound = round_.predictions[0]
+    assert (round_.flushes, video.shape, sound.shape) == (0, (2, 3), (4,))
+    assert torch.equal(resolve(sound), seeded(4))
+    assert round_.flushes == 1

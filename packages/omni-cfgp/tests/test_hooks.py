@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import io
 import weakref
 from typing import Any
 
@@ -22,10 +23,11 @@ from toy_denoisers import (
     prompts_of,
     seeded,
     state_of,
+    text_of,
 )
 
 from omni_cfgp import DENOISERS, CFGParallelConfig, apply_cfg_parallel, strategy
-from omni_cfgp.deferred import is_deferred
+from omni_cfgp.waiting import is_deferred
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
 
@@ -282,3 +284,50 @@ def compiled() -> None:
 
 def test_a_compiled_denoiser_is_divided_and_a_compiled_loop_is_refused(ranks: Any) -> None:
     ranks.run(compiled)
+
+
+def copied_while_applied() -> None:
+    """Copies are of the original classes, and may be divided themselves."""
+    pipeline = Pipeline(Toy())
+    handle = divide(pipeline, 2)
+    twin = copy.deepcopy(pipeline)
+    assert type(twin) is Pipeline
+    assert type(twin.transformer) is Toy
+    made = type(pipeline.transformer)()
+    saved = io.BytesIO()
+    torch.save(pipeline.transformer, saved)
+    saved.seek(0)
+    assert type(torch.load(saved, weights_only=False)) is Toy
+    handle.remove()
+    expected = image(twin)
+    for one in (twin, Pipeline(made)):
+        with divide(one, 2):
+            calls = count_rows(one.transformer)
+            close(image(one), expected)
+            assert len(calls) < 6
+    assert type(made) is Toy
+
+
+def test_a_copy_made_while_applied_is_an_ordinary_one(ranks: Any) -> None:
+    ranks.run(copied_while_applied)
+
+
+def replaced() -> list[str]:
+    pipeline = Pipeline(Toy())
+    found = []
+    with divide(pipeline, 2):
+        before = pipeline.transformer
+        pipeline.transformer = Toy()
+        found.append(text_of(lambda: image(pipeline)))
+        pipeline.transformer = torch.compile(before, backend="eager")
+        found.append(text_of(lambda: image(pipeline)))
+        pipeline.transformer = before
+        image(pipeline)
+    return found
+
+
+def test_a_denoiser_that_was_replaced_is_an_error(ranks: Any) -> None:
+    for other, compiled in ranks.run(replaced):
+        assert "transformer of the pipeline was replaced after apply_cfg_parallel" in other
+        assert "remove the handle, replace it, apply again" in other
+        assert "compile it before, or in place: pipeline.transformer.compile()" in compiled

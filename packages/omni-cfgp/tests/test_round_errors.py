@@ -25,7 +25,7 @@ from toy_denoisers import (
     text_of,
 )
 
-from omni_cfgp.deferred import resolve_all
+from omni_cfgp.waiting import resolve_all
 from omni_group_coordinator import ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
 
@@ -223,9 +223,9 @@ def idle() -> list[list[str]]:
 
 def test_a_request_without_guidance_is_told(ranks: Any) -> None:
     text = (
-        "Pipeline made one guidance branch of one row at a time: its model is distilled, or "
-        "guidance was off (no negative prompt, a scale of 1), so 2 of the 3 ranks of the cfg group "
-        "had nothing to do"
+        "Pipeline gave 2 of the 3 ranks of the cfg group nothing to do: its model is distilled, "
+        "guidance was off (no negative prompt, a scale of 1), or it needs each prediction before "
+        "it asks for the next"
     )
     for found in ranks.run(idle, world_size=3):
         assert found == [[text], [text], [], [], [], []]

@@ -24,7 +24,7 @@ from toy_denoisers import (
     seeded,
 )
 
-from omni_cfgp.deferred import resolve, resolve_all
+from omni_cfgp.waiting import resolve, resolve_all
 from omni_group_coordinator import record_traffic
 
 LATENTS = seeded(1, 6, WIDTH, seed=5)
@@ -71,8 +71,8 @@ def test_rows_that_see_each_other_are_computed_together(ranks: Any) -> None:
     for rank, (rows, texts) in enumerate(ranks.run(compare, batched(Coupled), 2, 2)):
         assert rows == ([] if rank else [2] * 3)
         assert texts[0] == (
-            "the rows of calls of transformer depend on each other, so each call is made on one "
-            "rank"
+            "the rows of calls of transformer depend on each other and stay together: each call "
+            "is made on one rank"
         )
         assert [text for text in texts if "depend" in text] == texts[:1]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
-from toy_denoisers import Scheduler, close, seeded, state_of, text_of
+from toy_denoisers import WIDTH, Scheduler, Toy, close, prompts_of, seeded, state_of, text_of
 
 from omni_cfgp import CFGParallelMixin
 from omni_group_coordinator import record_traffic
@@ -175,3 +175,34 @@ def test_latents_may_be_several_but_not_of_different_shapes(ranks: Any) -> None:
         close(pair[0], seeded(1, 4, 3))
         close(pair[1], seeded(2, seed=3))
         assert error.startswith("RankMismatchError: the ranks of one image have different latents")
+
+
+class Loop(CFGParallelMixin):
+    """Two guided steps from latents of its own."""
+
+    cfg_seeds = "broadcast"
+
+    def __init__(self) -> None:
+        self.transformer = Toy()
+        self.scheduler = Scheduler()
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        self.scheduler.set_timesteps(2)
+        for t in self.scheduler.timesteps:
+            both = [{"hidden_states": latents, "encoder_hidden_states": p} for p in prompts_of(2)]
+            noise = self.predict_noise_maybe_with_cfg(True, 3.0, *both)
+            latents = self.scheduler_step_maybe_with_cfg(noise, t, latents, True)
+        return latents
+
+
+def broadcast_loop() -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), ParallelState(ParallelLayout(dp=2)).use():
+        alone = Loop()(seeded(1, 4, WIDTH))
+    state = state_of(2)
+    with torch.no_grad(), state.use():
+        return Loop()(seeded(1, 4, WIDTH, seed=state.rank)), alone
+
+
+def test_predictions_too_are_of_the_latents_of_the_first(ranks: Any) -> None:
+    for found, alone in ranks.run(broadcast_loop):
+        close(found, alone)

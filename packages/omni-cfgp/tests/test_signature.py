@@ -79,3 +79,13 @@ def test_masks_of_infinities_are_like_themselves(value):
     mask[:, 3:] = value
     assert alike(mask, mask.clone())
     assert not alike(mask, torch.zeros(1, 6))
+
+
+def test_inputs_of_other_seeds_are_never_taken_for_the_same():
+    for shape in ((1, 4096, 64), (1, 16, 21, 60, 104), (2, 5)):
+        found = [fingerprint((seeded(*shape, seed=seed),), {}) for seed in range(12)]
+        for i, one in enumerate(found):
+            assert [same_inputs(one, other) for other in found] == [i == j for j in range(12)]
+    prompt = seeded(1, 77, 32)
+    assert not same_inputs(fingerprint((prompt,), {}), fingerprint((prompt.flip(-1),), {}))
+    assert same_inputs(fingerprint((prompt,), {}), fingerprint((prompt * (1 + 1e-4),), {}))

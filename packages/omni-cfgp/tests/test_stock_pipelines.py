@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from stock_pipelines import CASES, picture
@@ -96,3 +97,32 @@ def test_the_guide_lists_every_pipeline():
     kinds = {"batch": "rows", "branches": "branches"}
     tested = {(type(case.build()).__name__, kinds[case.kind]) for case in CASES.values()}
     assert sorted(listed) == sorted(tested)
+
+
+CACHES = {
+    "Mochi": lambda: diffusers.FirstBlockCacheConfig(threshold=0.3),
+    "LTX-Video, rescaled": lambda: diffusers.FirstBlockCacheConfig(threshold=0.3),
+    "Flux": lambda: diffusers.TaylorSeerCacheConfig(cache_interval=2),
+}
+
+
+@torch.no_grad()
+def cached(name: str, images: int) -> float:
+    """The picture of the ranks where features are cached, against that of one process."""
+    case, found = CASES[name], []
+    for divided in (False, True):
+        pipeline = case.build()
+        pipeline.transformer.enable_cache(CACHES[name]())
+        more = case.arguments(pipeline) | {"num_inference_steps": 6}
+        if images > 1:
+            more |= {"num_images_per_prompt": images}
+        if divided:
+            apply_cfg_parallel(pipeline, state=ParallelState(ParallelLayout(cfg=2)))
+        found.append(picture(pipeline(**more)))
+    return float((found[1] - found[0]).abs().max() / found[0].abs().max())
+
+
+@pytest.mark.parametrize(("name", "images"), [*((name, 1) for name in CACHES), ("Flux", 2)])
+def test_caches_of_features_change_nothing(ranks, name, images):
+    for error in ranks.run(cached, name, images):
+        assert error <= 1e-5

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_cfgp import CFGParallelConfig, apply_cfg_parallel, guided_by_stages
-from omni_cfgp.deferred import resolve
+from omni_cfgp.waiting import resolve
 from omni_parallel_state import Handle, ParallelLayout, ParallelState
 
 WIDTH = 8

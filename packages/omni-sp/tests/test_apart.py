@@ -9,9 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from test_hooks import Crossing, apply, close
 from torch import Tensor, nn
-from toy_models import PLAN, TOKENS, WIDTH, Attention, Block, Processed, Processor, Toy, seeded
+from toy_transformers import (
+    PLAN,
+    TOKENS,
+    WIDTH,
+    Attention,
+    Block,
+    Crossing,
+    Processed,
+    Processor,
+    Toy,
+    apply,
+    close,
+    seeded,
+)
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_sp import LOCAL_ATTENTION, SequenceParallelOutput, remove_sequence_parallel

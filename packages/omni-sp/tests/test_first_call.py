@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_hooks import Crossing, apply, close
 from torch import Tensor, nn
-from toy_models import TOKENS, WIDTH, Attention, Toy, seeded
+from toy_transformers import TOKENS, WIDTH, Attention, Crossing, Toy, apply, close, seeded
 
 from omni_group_coordinator import ParallelError, record_traffic
 from omni_sp import LOCAL_ATTENTION, SequenceParallelAttention, SequenceParallelOutput
@@ -120,7 +119,7 @@ def agreements() -> list[int]:
 
 def test_the_ranks_agree_in_the_first_call_alone_and_never_in_a_trace(ranks: Any) -> None:
     for first, second, third, compiled in ranks.run(agreements):
-        assert first == 3  # two attentions and a gather
+        assert first == 4  # two attentions, a gather, and the end
         assert (second, third, compiled) == (0, 0, 0)
 
 
@@ -140,3 +139,48 @@ def a_failed_first_call() -> None:
 
 def test_after_a_first_call_that_failed_the_next_is_watched_too(ranks: Any) -> None:
     ranks.run(a_failed_first_call, timeout=20)
+
+
+class Pairs(nn.Module):
+    """A block that takes tokens two by two, which a part of odd length does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length, width = tokens.shape
+        tokens = tokens.reshape(batch, length // 2, 2 * width).reshape(batch, length, width)
+        return self.attention(tokens)
+
+
+class OfPairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.out = Pairs(), nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.block(tokens))
+
+
+PAIRS: dict[str, Any] = {"": {"tokens": TOKENS}, "out": SequenceParallelOutput(1)}
+
+
+def of_pairs() -> tuple[str, str]:
+    """Ten tokens on three ranks are four, three and three."""
+    model, tokens = OfPairs(), seeded(1, 10, WIDTH)
+    with apply(model, PAIRS, 3), pytest.raises(RuntimeError) as caught:
+        model(tokens)
+    with apply(model, PAIRS, 3):  # the ranks are still in step
+        close(model(seeded(1, 12, WIDTH)), OfPairs()(seeded(1, 12, WIDTH)))
+    return type(caught.value).__name__, str(caught.value)
+
+
+def test_an_error_of_the_models_own_code_on_some_ranks_ends_the_call_on_all(ranks: Any) -> None:
+    (name, first), *others = ranks.run(of_pairs, world_size=3, timeout=30)
+    assert name == "ParallelError"
+    assert "another rank refused this call, or failed before it" in first
+    for kind, text in others:
+        assert kind == "RuntimeError"
+        assert "invalid for input of size" in text

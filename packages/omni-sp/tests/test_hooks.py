@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_models import (
+from toy_transformers import (
     PLAN,
     TOKENS,
     WIDTH,
     Attention,
     Between,
+    Crossing,
     Output,
     Processed,
     Processor,
     Toy,
+    apply,
     attend,
+    close,
     seeded,
 )
 
@@ -38,19 +41,6 @@ from omni_sp import (
     apply_sequence_parallel,
     remove_sequence_parallel,
 )
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def apply(
-    model: nn.Module, plan: Any = None, ulysses: int = 2, ring: int = 1, **options: Any
-) -> Any:
-    state = ParallelState(ParallelLayout(ulysses=ulysses, ring=ring))
-    config = SequenceParallelConfig(ulysses, ring, **options)
-    return apply_sequence_parallel(model, config, PLAN if plan is None else plan, state=state)
-
 
 # -- the region --------------------------------------------------------------------------------
 
@@ -246,24 +236,6 @@ def test_the_image_part_of_a_tensor_is_split_and_the_text_part_stays_whole(
     ranks: Any, kind: str, ulysses: int, ring: int
 ) -> None:
     ranks.run(partial, kind, ulysses, ring)
-
-
-class Crossing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = Cross()
-
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        return self.inner(tokens, text)
-
-
-class Cross(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn1, self.attn2 = Attention(), Attention()
-
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        return self.attn2(self.attn1(tokens), text)
 
 
 def cross() -> str:

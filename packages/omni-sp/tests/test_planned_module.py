@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_hooks import apply, close
 from torch import Tensor, nn
-from toy_models import TOKENS, WIDTH, Attention, seeded
+from toy_transformers import TOKENS, WIDTH, Attention, apply, close, seeded
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_sp import (

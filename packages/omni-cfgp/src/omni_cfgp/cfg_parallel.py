@@ -14,7 +14,7 @@ from torch import Tensor
 from omni_cfgp.branches import assign_branches
 from omni_cfgp.cfg_config import Seeds
 from omni_cfgp.exchange import BranchExchange, Work
-from omni_cfgp.first_step import agreed_latents, is_first_step
+from omni_cfgp.first_step import FirstSteps, agreed_inputs, agreed_latents
 from omni_cfgp.guidance import Prediction, guided, guided_by_stages, rescaled, stage_scales
 from omni_cfgp.outcome import Outcome
 from omni_cfgp.signature import cost, signature
@@ -22,6 +22,7 @@ from omni_group_coordinator import GroupCoordinator, ParallelError
 from omni_parallel_state import get_parallel_state
 
 _log = logging.getLogger("omni_cfgp")
+_predictions, _steps = FirstSteps(), FirstSteps()
 _exchanges: WeakKeyDictionary[CFGParallelMixin, BranchExchange] = WeakKeyDictionary()
 
 
@@ -104,6 +105,8 @@ class CFGParallelMixin:
         self, branches: Sequence[dict[str, Any]], output_slice: int | None
     ) -> list[Prediction]:
         group = get_parallel_state().cfg
+        if group.world_size > 1 and _predictions.is_first(getattr(self, "scheduler", self) or self):
+            branches = agreed_inputs(group, branches, self.cfg_seeds)
         owners = assign_branches([cost((), branch) for branch in branches], group.world_size)
         works = [
             Work(owner, (index, output_slice, signature((), branch)), f"guidance branch {index}")
@@ -245,7 +248,7 @@ class CFGParallelMixin:
             RankMismatchError: They differ: the ranks were seeded differently.
         """
         group = get_parallel_state().cfg
-        if group.world_size > 1 and is_first_step(_scheduler(self, per_request_scheduler)):
+        if group.world_size > 1 and _steps.is_first(_scheduler(self, per_request_scheduler)):
             latents = agreed_latents(group, latents, self.cfg_seeds)
         return self.scheduler_step(noise_pred, t, latents, per_request_scheduler, generator)
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from omni_group_coordinator import ParallelError
+from omni_cfgp.operands import Operands, isinstance_tensor, leaves
+from omni_cfgp.waiting import (
+    Waiting,
+    arrived,
+    is_deferred,
+    like_of,
+    resolve,
+    resolve_all,
+    source_of,
+)
 
 # What pipelines do with one prediction before they ask for the next. All of these give a tensor
 # that depends on nothing but their arguments, and change none of them.
@@ -27,8 +37,6 @@ _LOGIC = ("and", "or", "xor", "rand", "ror", "rxor", "invert")
 _OTHERS = ("floordiv", "rfloordiv", "mod", "rmod", "matmul", "rmatmul", "setitem", "delitem", "pos")
 _PROMPT_OPERATORS = (*_IN_PLACE, *_COMPARISONS, *_LOGIC, *_OTHERS)
 _CONVERSIONS: dict[str, Callable[..., Any]] = {
-    "len": len,
-    "iter": iter,
     "reversed": reversed,
     "bool": bool,
     "float": float,
@@ -49,41 +57,19 @@ _CONVERSIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Round(Protocol):
-    """What knows when predictions arrive."""
-
-    def flush(self) -> None:
-        """Have every prediction that is under way arrive."""
-
-    def remember(self, operation: Deferred) -> None:
-        """Take note of an operation on predictions that are under way, to be made by `flush`."""
+# Of a tensor that has no content.
+_ATTRIBUTES = ("shape", "dtype", "ndim")
+_QUESTIONS = ("size", "dim", "numel", "is_floating_point", "is_complex")
 
 
-class Deferred:
+class Deferred(Waiting):
     """Behaves as a prediction that has not arrived.
 
     Slices, casts and arithmetic that need one prediction alone wait for it; so they can be asked
     for before the next branch is known. Anything else has the predictions arrive first and is then
     done on the real ones. Either way the result is what it would be of a real one: where an
     operand has been changed in place meanwhile, that is an error.
-
-    Args:
-        round_: That of the prediction.
-        source: Which prediction it is of, or is made of.
-        operation: Makes the value once that has arrived; ``None`` for a prediction itself.
     """
-
-    __slots__ = ("__weakref__", "_omni_operation", "_omni_round", "_omni_source", "_omni_value")
-
-    def __init__(
-        self, round_: Round, source: object, operation: Callable[[], Any] | None = None
-    ) -> None:
-        self._omni_round: Round | None = round_
-        self._omni_source = source
-        self._omni_operation = operation
-        self._omni_value: Any = None
-        if operation is not None:
-            round_.remember(self)
 
     @classmethod
     def __torch_function__(
@@ -106,7 +92,24 @@ class Deferred:
             return lambda *args, **kwargs: _apply(_Method(name), (self, *args), kwargs, True)
         if name == "sample" and not arrived(self):  # the prediction, in outputs of diffusers
             return _apply(operator.attrgetter(name), (self,), {}, True)
+        if name in (*_ATTRIBUTES, *_QUESTIONS, "device") and isinstance_tensor(
+            like := like_of(self)
+        ):
+            round_ = self._omni_round
+            return round_.device if name == "device" and round_ else getattr(like, name)
         return getattr(resolve(self), name)
+
+    def __iter__(self) -> Iterator[Any]:
+        like = like_of(self)
+        return iter(
+            [operator.getitem(self, i) for i in range(len(like))]
+            if type(like) is tuple
+            else resolve(self)
+        )
+
+    def __len__(self) -> int:
+        like = like_of(self)
+        return len(resolve(self) if like is None else like)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_omni_"):
@@ -137,127 +140,19 @@ class _Method:
         return getattr(value, self._name)(*args, **kwargs)
 
 
-def is_deferred(value: object) -> bool:
-    """Whether a value is one of these, arrived or not."""
-    return type(value) is Deferred
-
-
-def arrived(value: Deferred) -> bool:
-    """Whether the value is there."""
-    return value._omni_round is None
-
-
-def source_of(value: Deferred) -> object:
-    """Which prediction it is of, or is made of."""
-    return value._omni_source
-
-
-def fill(value: Deferred, found: Any) -> None:
-    """Have the value arrive."""
-    value._omni_value = found
-    value._omni_round = value._omni_operation = value._omni_source = None
-
-
-def perform(value: Deferred) -> None:
-    """Do the operation that was waiting, now that its operands are there."""
-    if value._omni_operation is not None:
-        fill(value, value._omni_operation())
-
-
-def resolve(value: Any) -> Any:
-    """The value, for which predictions arrive if they must; anything else as it is."""
-    if not is_deferred(value):
-        return value
-    if value._omni_round is not None:
-        value._omni_round.flush()
-    if value._omni_round is not None:
-        msg = (
-            "a prediction of an earlier call was never computed: the call that it belongs to was "
-            "broken off"
-        )
-        raise ParallelError(msg)
-    return value._omni_value
-
-
-def resolve_all(value: Any) -> Any:
-    """As `resolve`, also for what is within tuples, lists and dicts."""
-    if is_deferred(value):
-        return resolve(value)
-    if type(value) in (tuple, list):
-        items = [resolve_all(item) for item in value]
-        changed = any(new is not old for new, old in zip(items, value, strict=True))
-        return type(value)(items) if changed else value
-    if type(value) is dict:
-        found = {key: resolve_all(item) for key, item in value.items()}
-        return found if any(found[key] is not value[key] for key in value) else value
-    return value
-
-
 # -- operations --------------------------------------------------------------------------------
 
 
 def _apply(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], may_wait: bool
 ) -> Any:
-    waiting = [item for item in _leaves((args, kwargs)) if is_deferred(item) and not arrived(item)]
+    waiting = [item for item in leaves((args, kwargs)) if is_deferred(item) and not arrived(item)]
     if not waiting or not may_wait or len({id(source_of(item)) for item in waiting}) > 1:
         return function(*resolve_all(args), **resolve_all(kwargs))
-    operands = _Operands(args, kwargs)
+    operands = Operands(args, kwargs)
     round_ = waiting[0]._omni_round
-    return Deferred(round_, source_of(waiting[0]), lambda: operands.call(function))
-
-
-class _Operands:
-    """The arguments of an operation that waits; what it then finds in them is what was there."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._args, self._kwargs = _kept(args), _kept(kwargs)
-        self._versions = [
-            (tensor, tensor._version)
-            for tensor in _leaves((self._args, self._kwargs))
-            if isinstance_tensor(tensor) and not tensor.is_inference()
-        ]
-
-    def call(self, function: Callable[..., Any]) -> Any:
-        for tensor, version in self._versions:
-            if tensor._version != version:
-                msg = (
-                    f"a tensor of shape {tuple(tensor.shape)} was combined with a prediction that "
-                    "had not arrived, and then changed in place; change a copy of it"
-                )
-                raise ParallelError(msg)
-        return function(*resolve_all(self._args), **resolve_all(self._kwargs))
-
-
-def isinstance_tensor(value: object) -> bool:
-    """Whether it is a real tensor; does not have a prediction arrive, as ``isinstance`` would."""
-    return not is_deferred(value) and isinstance(value, Tensor)
-
-
-def _kept(value: Any) -> Any:
-    """Containers of their own, and copies of tensors of inference mode, which count no changes."""
-    if is_deferred(value):
-        if not arrived(value):
-            return value
-        value = resolve(value)
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if type(value) in (tuple, list):
-        return type(value)(_kept(item) for item in value)
-    if type(value) is dict:
-        return {key: _kept(item) for key, item in value.items()}
-    return value
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if not is_deferred(value) and isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    elif not is_deferred(value) and isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    else:
-        yield value
+    call, like = partial(operands.call, function), partial(operands.like, function)
+    return Deferred(round_, source_of(waiting[0]), call, like)
 
 
 def _define(name: str, *, may_wait: bool) -> None:

@@ -58,6 +58,16 @@ class Denoiser:
         }
         return tuple(sorted(found))
 
+    @property
+    def remembers(self) -> bool:
+        """Whether calls depend on earlier ones: diffusers' caches of features, by its hooks."""
+        return any(
+            getattr(hook, "_is_stateful", False)
+            for module in self.module.modules()
+            if (registry := getattr(module, "_diffusers_hook", None)) is not None
+            for hook in registry.hooks.values()
+        )
+
 
 def writes_elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call may leave something behind in its arguments, such as keys in a cache.

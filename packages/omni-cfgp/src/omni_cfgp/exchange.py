@@ -74,6 +74,10 @@ class BranchExchange:
         if failed := self._marks.failed():
             self._raise(failed, {})
 
+    def known(self, key: Hashable) -> Plain | None:
+        """What results of a key look like, if any has been exchanged."""
+        return self._known.get(key)
+
     # -- the first time --------------------------------------------------------------------
 
     def _is_new(self, work: Work) -> bool:

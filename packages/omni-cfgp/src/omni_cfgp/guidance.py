@@ -64,8 +64,9 @@ def rescaled(condition: Tensor, combined: Tensor) -> Tensor:
 
     What has no length stays as it is.
     """
-    length = torch.norm(combined, dim=-1, keepdim=True)
-    wanted = torch.norm(condition, dim=-1, keepdim=True)
+    wide = torch.promote_types(combined.dtype, torch.float32)  # squares overflow in half precision
+    length = torch.linalg.vector_norm(combined, dim=-1, keepdim=True, dtype=wide)
+    wanted = torch.linalg.vector_norm(condition, dim=-1, keepdim=True, dtype=wide)
     # Where the length is zero so is every element, by whatever it is multiplied.
     found: Tensor = combined * (wanted / torch.where(length > 0, length, torch.ones_like(length)))
-    return found
+    return found.to(combined.dtype)

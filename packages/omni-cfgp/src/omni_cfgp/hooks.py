@@ -94,7 +94,7 @@ def _apply(
         return
     if callable(getattr(getattr(pipeline, "scheduler", None), "step", None)):
         undo.append(watch_scheduler(pipeline.scheduler))
-    undo.append(watch_pipeline(pipeline, rounds, state.cfg, config))
+    undo.append(watch_pipeline(pipeline, denoisers, rounds, state.cfg, config))
 
 
 def _denoisers(pipeline: Any, config: CFGParallelConfig) -> dict[str, nn.Module]:

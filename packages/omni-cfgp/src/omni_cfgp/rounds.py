@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -12,13 +13,15 @@ import torch
 
 from omni_cfgp.branches import least_loaded
 from omni_cfgp.cfg_config import CFGParallelConfig
-from omni_cfgp.deferred import Deferred, fill, perform, resolve_all
+from omni_cfgp.deferred import Deferred
 from omni_cfgp.denoiser import Denoiser, writes_elsewhere
 from omni_cfgp.exchange import BranchExchange, Work
 from omni_cfgp.outcome import Outcome
 from omni_cfgp.row_division import RowDivision, joined
 from omni_cfgp.rows import RowPlan
 from omni_cfgp.signature import cost, fingerprint, signature
+from omni_cfgp.structure import without_content
+from omni_cfgp.waiting import Waiting, fill, perform, resolve_all
 from omni_group_coordinator import GroupCoordinator, ParallelError, split_sizes
 
 _log = logging.getLogger("omni_cfgp")
@@ -72,12 +75,17 @@ class Rounds:
         self._division = RowDivision(group, config.shared_inputs)
         self._calls: list[_Call] = []
         self._loads = [0.0] * group.world_size
-        self._operations: list[ref[Deferred]] = []
+        self._operations: list[ref[Waiting]] = []
         self._owners: dict[int, int] = {}
         self._compared: set[Hashable] = set()
         self._busy = False
         self._told: set[str] = set()
         self.statistics = Statistics()
+
+    @property
+    def device(self) -> torch.device:
+        """Where predictions arrive."""
+        return self._group.device
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -110,11 +118,16 @@ class Rounds:
             finally:
                 self._busy = False
             if whole is not None:
+                self.statistics.calls += 1
+                self.statistics.shared = True
                 return whole.value
         call = self._by_rows(denoiser, args, kwargs, plan) if plan else None
         call = call or self._by_branch(denoiser, args, kwargs)
         self._calls.append(call)
-        result = Deferred(self, call)
+        known = None if call.rows else self._exchange.known(call.works[0].key)
+        result = Deferred(
+            self, call, like=None if known is None else partial(without_content, known)
+        )
         call.result = ref(result)
         return result
 
@@ -190,7 +203,7 @@ class Rounds:
 
     # -- the end of a round ----------------------------------------------------------------
 
-    def remember(self, operation: Deferred) -> None:
+    def remember(self, operation: Waiting) -> None:
         """Take note of an operation on results of this round, to be made when they are there."""
         self._operations.append(ref(operation))
 

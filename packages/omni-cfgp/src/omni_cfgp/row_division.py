@@ -39,10 +39,13 @@ class RowDivision:
         self._shared = shared
         self._verdicts: dict[Hashable, bool] = {}
         self._attention: dict[str, tuple[str, ...]] = {}
+        self._remembers: dict[str, bool] = {}
+        self._told: set[str] = set()
 
     def new_request(self) -> None:
-        """Attention processors may have been changed."""
+        """Attention processors and caches may have been changed."""
         self._attention.clear()
+        self._remembers.clear()
 
     def plan(
         self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -57,17 +60,25 @@ class RowDivision:
             return None, None
         if denoiser.name not in self._attention:
             self._attention[denoiser.name] = denoiser.attention()
+            self._remembers[denoiser.name] = denoiser.remembers
+        if self._remembers[denoiser.name]:
+            # A call more would count as a step, and each rank would judge by rows of its own.
+            self._tell(f"{denoiser.name} caches features, so the rows of its calls stay together")
+            return None, None
         kind = (denoiser.name, plan.dims, _flags(args, kwargs), self._attention[denoiser.name])
         if kind in self._verdicts:
             return (plan if self._verdicts[kind] else None), None
         whole, verdict = self._try(denoiser, args, kwargs, plan)
         self._verdicts[kind] = verdict
         if not verdict:
-            _log.warning(
-                "the rows of calls of %s depend on each other, so each call is made on one rank",
-                denoiser.name,
-            )
+            name = denoiser.name
+            self._tell(f"the rows of calls of {name} depend on each other and stay together")
         return None, whole
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            _log.warning("%s: each call is made on one rank", text)
 
     def _try(
         self,

@@ -102,3 +102,9 @@ def tensor_specs(plain: Plain) -> list[tuple[tuple[int, ...], torch.dtype]]:
         return []
     items = rest[0] if kind in (_TUPLE, _LIST) else [item for _, item in rest[1]]
     return [spec for item in items for spec in tensor_specs(item)]
+
+
+def without_content(plain: Plain) -> Any:
+    """The output that a description is of, with tensors that have a shape and no memory."""
+    specs = tensor_specs(plain)
+    return rebuild(plain, iter([torch.empty(s, dtype=d, device="meta") for s, d in specs]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from omni_group_coordinator import GroupCoordinator, ParallelError
+from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,11 +40,41 @@ def agreed(
         raise
     if not _on_all(group, True):
         msg = (
-            f"{where}: another rank refused this call, and says why; on this rank, whose part has "
-            "another length, nothing looked wrong"
+            f"{where}: another rank refused this call, or failed before it, and says why; on this "
+            "rank, whose part has another length, nothing looked wrong"
         )
         raise ParallelError(msg)
     return result
+
+
+@contextmanager
+def until_all_are_through(group: GroupCoordinator, told: Callable[[], bool]) -> Iterator[None]:
+    """Tell the others if what is done within fails on this rank, by whatever error.
+
+    They learn of it where they agree next: before their next attention or gather, or at the end of
+    this block.
+
+    Args:
+        group: The ranks; all of them enter the block.
+        told: Whether an error within is one that all ranks know of.
+
+    Raises:
+        ParallelError: It failed on another rank, which raises its own error.
+    """
+    try:
+        yield
+    except CommunicationError:
+        raise  # the group is gone
+    except Exception:
+        if not told():
+            _on_all(group, False)
+        raise
+    if not _on_all(group, True):
+        msg = (
+            "the model failed on another rank, which says why: its code may expect a length that "
+            "the part of a sequence does not have; unit= in the plan keeps tokens together"
+        )
+        raise ParallelError(msg)
 
 
 def _on_all(group: GroupCoordinator, fits: bool) -> bool:

@@ -51,6 +51,7 @@ class ShardedRegion:
     Attributes:
         attended: Whether some attention ran over a whole sequence.
         watched: Whether ranks agree, before they communicate, that all of them will.
+        refused: Whether they did not.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ShardedRegion:
     ) -> None:
         self.group = group
         self.order = order
+        self.refused = False
         self.attended = False
         self.watched = False
         self._masks = masks
@@ -161,7 +163,11 @@ class ShardedRegion:
     def agreed(self, where: str, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a check returns; in a watched call once it has raised on no rank."""
         if self.watched and not torch.compiler.is_compiling():
-            return agreed(self.group, where, check, *args, **kwargs)
+            try:
+                return agreed(self.group, where, check, *args, **kwargs)
+            except BaseException:
+                self.refused = True
+                raise
         return check(*args, **kwargs)
 
     def local_length(self, segment: Segment) -> int:

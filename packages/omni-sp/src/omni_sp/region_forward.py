@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from omni_sp.agreement import until_all_are_through
 from omni_sp.application import Application
 from omni_sp.planned_module import PlannedModule
 from omni_sp.region import ShardedRegion
@@ -76,7 +77,8 @@ class RegionForward:
         ):
             return self._original(*args, **kwargs)
         region.watched = True
-        with UnknownAttention(self._application):
+        together = until_all_are_through(self._application.group, lambda: region.refused)
+        with together, UnknownAttention(self._application):
             return self._original(*args, **kwargs)
 
     def give_back(self) -> None:

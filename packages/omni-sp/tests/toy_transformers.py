@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from omni_sp import SequenceParallelInput, SequenceParallelOutput
+from omni_parallel_state import ParallelLayout, ParallelState
+from omni_sp import (
+    SequenceParallelConfig,
+    SequenceParallelInput,
+    SequenceParallelOutput,
+    apply_sequence_parallel,
+)
 
 WIDTH = 8
 
@@ -132,3 +138,33 @@ PLAN: dict[str, Any] = {
 def seeded(*shape: int, seed: int = 0) -> Tensor:
     """Random values that depend on shape and seed alone."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Crossing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Cross()
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        return self.inner(tokens, text)
+
+
+class Cross(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = Attention(), Attention()
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        return self.attn2(self.attn1(tokens), text)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def apply(
+    model: nn.Module, plan: Any = None, ulysses: int = 2, ring: int = 1, **options: Any
+) -> Any:
+    state = ParallelState(ParallelLayout(ulysses=ulysses, ring=ring))
+    config = SequenceParallelConfig(ulysses, ring, **options)
+    return apply_sequence_parallel(model, config, PLAN if plan is None else plan, state=state)

@@ -1,0 +1,121 @@
+"""What has not arrived yet: its state, and how it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from omni_group_coordinator import ParallelError
+
+
+class Round(Protocol):
+    """What knows when predictions arrive."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where predictions arrive."""
+
+    def flush(self) -> None:
+        """Have every prediction that is under way arrive."""
+
+    def remember(self, operation: Waiting) -> None:
+        """Take note of an operation on predictions that are under way, to be made by `flush`."""
+
+
+class Waiting:
+    """The value of a prediction, or of an operation on one, that has not arrived.
+
+    Args:
+        round_: That of the prediction.
+        source: Which prediction it is of, or is made of.
+        operation: Makes the value once that has arrived; ``None`` for a prediction itself.
+        like: Gives the value without its content, for questions of shape and dtype; ``None`` where
+            that is not known yet, and such questions have the prediction arrive.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_omni_like",
+        "_omni_operation",
+        "_omni_round",
+        "_omni_source",
+        "_omni_value",
+    )
+
+    def __init__(
+        self,
+        round_: Round,
+        source: object,
+        operation: Callable[[], Any] | None = None,
+        like: Callable[[], Any] | None = None,
+    ) -> None:
+        self._omni_round: Round | None = round_
+        self._omni_source = source
+        self._omni_operation = operation
+        self._omni_like = like
+        self._omni_value: Any = None
+        if operation is not None:
+            round_.remember(self)
+
+
+def is_deferred(value: object) -> bool:
+    """Whether a value is one of these, arrived or not."""
+    return issubclass(type(value), Waiting)
+
+
+def arrived(value: Waiting) -> bool:
+    """Whether the value is there."""
+    return value._omni_round is None
+
+
+def source_of(value: Waiting) -> object:
+    """Which prediction it is of, or is made of."""
+    return value._omni_source
+
+
+def like_of(value: Waiting) -> Any:
+    """The value without content, on torch's device ``meta``; ``None`` if not known, or arrived."""
+    return None if value._omni_like is None else value._omni_like()
+
+
+def fill(value: Waiting, found: Any) -> None:
+    """Have the value arrive."""
+    value._omni_value = found
+    value._omni_round = value._omni_operation = value._omni_source = value._omni_like = None
+
+
+def perform(value: Waiting) -> None:
+    """Do the operation that was waiting, now that its operands are there."""
+    if value._omni_operation is not None:
+        fill(value, value._omni_operation())
+
+
+def resolve(value: Any) -> Any:
+    """The value, for which predictions arrive if they must; anything else as it is."""
+    if not is_deferred(value):
+        return value
+    if value._omni_round is not None:
+        value._omni_round.flush()
+    if value._omni_round is not None:
+        msg = (
+            "a prediction of an earlier call was never computed: the call that it belongs to was "
+            "broken off"
+        )
+        raise ParallelError(msg)
+    return value._omni_value
+
+
+def resolve_all(value: Any) -> Any:
+    """As `resolve`, also for what is within tuples, lists and dicts."""
+    if is_deferred(value):
+        return resolve(value)
+    if type(value) in (tuple, list):
+        items = [resolve_all(item) for item in value]
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        return type(value)(items) if changed else value
+    if type(value) is dict:
+        found = {key: resolve_all(item) for key, item in value.items()}
+        return found if any(found[key] is not value[key] for key in value) else value
+    return value

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omni_group_coordinator import GroupCoordinator
 from omni_parallel.demo.generate import generate
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
+from omni_parallel_state import ParallelLayout, ParallelState
 from omni_vae_patch import VaeParallelConfig, parallelize_vae
 from omni_vae_patch.tiles import enabled_tiling
 from rank_harness import RankPool
@@ -85,8 +85,8 @@ def decoded(vae: Any, latent: Tensor) -> Tensor:
 def decoded_on_this_rank(latent: Tensor) -> Tensor:
     """The picture, by this rank together with the others."""
     vae = decoder()
-    group = GroupCoordinator.from_process_group(dist.group.WORLD, name="vae")
-    with parallelize_vae(vae, VaeParallelConfig("exact"), group=group):
+    state = ParallelState(ParallelLayout(vae=dist.get_world_size()))
+    with parallelize_vae(vae, VaeParallelConfig("exact"), state=state):
         return decoded(vae, latent)
 
 

@@ -40,11 +40,15 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ranks", "0"], ["--ranks", "1<=x"]),
         (["--ranks", "two"], ["--ranks", "'two'"]),
         (["--layout", ""], ["--layout", "an empty layout", "such as cfg=2,ulysses=2"]),
-        (["--layout", "tp=2"], ["--layout", "'tp' is no degree", "legal: cfg, ring, ulysses"]),
+        (
+            ["--layout", "tp=2"],
+            ["--layout", "'tp' is no degree", "legal: cfg, ring, ulysses, vae_patch"],
+        ),
         (["--layout", "cfg=two"], ["--layout", "cfg=two is no number of ranks"]),
         (["--layout", "ring=0"], ["--layout", "nearest legal value is ring=1"]),
         (["--layout", "cfg=2,cfg=2"], ["--layout", "cfg is given twice"]),
         (["--layout", "cfg=3"], ["--layout", "has 2 guidance branches", "legal: 1, 2"]),
+        (["--layout", "cfg=2,vae_patch=3"], ["--layout", "nearest legal vae_patch: 1, 2"]),
         (["--layout", "ulysses=65"], ["--layout", "65 ranks", "nearest: ulysses=64"]),
         (
             ["--layout", "cfg=2", "--ranks", "4"],
@@ -87,7 +91,13 @@ def test_bad_input_is_refused_before_a_rank_starts(options: list[str], parts: li
 
 @pytest.mark.usefixtures("no_ranks")
 @pytest.mark.parametrize(
-    ("layout", "package"), [("ring=2", "omni-sp"), ("cfg=2", "omni-cfgp"), ("cfg=1", None)]
+    ("layout", "package"),
+    [
+        ("ring=2", "omni-sp"),
+        ("cfg=2", "omni-cfgp"),
+        ("vae_patch=2", "omni-vae-patch"),
+        ("cfg=1", None),
+    ],
 )
 def test_a_strategy_that_is_not_installed_is_missed_before_a_rank_starts(
     monkeypatch: pytest.MonkeyPatch, layout: str, package: str | None
@@ -141,6 +151,8 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
         (["--ranks", "3"], 3, ["ulysses=3"]),
         (["--layout", "ring=2", "--ranks", "2"], 2, ["ring=2"]),
         (["--layout", "cfg=2,ulysses=2"], 4, ["cfg=2", "ulysses=2"]),
+        (["--layout", "vae_patch=2"], 2, ["vae_patch=2"]),
+        (["--layout", "vae_patch=4,cfg=2,ring=2"], 4, ["cfg=2", "ring=2", "vae_patch=4"]),
         # 16 ranks and 8 tokens, which the 8 ranks of each branch share
         (
             ["--layout", "ulysses=4,ring=2,cfg=2", "--size", "64x32"],

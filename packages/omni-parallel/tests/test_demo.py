@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omni_parallel.demo.launch import launch
+from omni_parallel.demo.layouts import layout_name
 from omni_parallel.demo.request import PROMPTS, DemoRequest
 from omni_parallel.demo.table import TOLERANCE
 from omni_parallel_state import ParallelLayout
@@ -29,8 +30,20 @@ pytest.importorskip("diffusers")
             ParallelLayout(cfg=2, ulysses=2),
             DemoRequest(steps=2, width=80, height=48, prompts=PROMPTS[:1]),
         ),  # 15 tokens
+        (
+            ParallelLayout(vae=2),
+            DemoRequest(steps=2, width=80, height=48, prompts=PROMPTS[:2]),
+        ),  # 10 columns of a latent
+        (
+            ParallelLayout(cfg=2, vae=2),
+            DemoRequest(steps=2, width=64, height=48, prompts=PROMPTS[:1]),
+        ),
+        (
+            ParallelLayout(ulysses=2, vae=2),
+            DemoRequest(steps=2, width=64, height=48, prompts=PROMPTS[:1]),
+        ),
     ],
-    ids=["ulysses=2", "ulysses=3", "ring=2", "cfg=2", "cfg=2,ulysses=2"],
+    ids=lambda value: layout_name(value) if isinstance(value, ParallelLayout) else "",
 )
 def test_pictures_of_several_ranks_are_those_of_one_process(
     layout: ParallelLayout, request_: DemoRequest

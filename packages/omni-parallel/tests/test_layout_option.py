@@ -29,6 +29,14 @@ from omni_parallel_state import ParallelLayout
             ("sp",),
         ),
         ("cfg=1", ParallelLayout(), "single", ()),
+        ("vae_patch=2", ParallelLayout(dp=2, vae=2), "vae_patch=2", ("vae_patch",)),
+        (
+            "vae_patch=2,ulysses=2,cfg=2",
+            ParallelLayout(cfg=2, ulysses=2, vae=2),
+            "cfg=2, ulysses=2, vae_patch=2",
+            ("sp", "cfgp", "vae_patch"),
+        ),
+        ("cfg=2,vae_patch=1", ParallelLayout(cfg=2), "cfg=2", ("cfgp",)),
         (f"ulysses={MAX_RANKS}", ParallelLayout(ulysses=MAX_RANKS), "ulysses=64", ("sp",)),
     ],
 )
@@ -42,8 +50,17 @@ def test_a_layout_is_read_named_and_served(
 
 
 def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
-    assert DEGREES == ("cfg", "ring", "ulysses")
-    assert set(DEGREES) == {degree for degrees in STRATEGIES.values() for degree in degrees}
+    assert list(DEGREES) == ["cfg", "ring", "ulysses", "vae_patch"]
+    served = {degree for degrees in STRATEGIES.values() for degree in degrees}
+    assert set(DEGREES.values()) == served
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks"),
+    [("vae_patch=3", 3), ("cfg=2,vae_patch=2", 2), ("ulysses=2,vae_patch=2", 2)],
+)
+def test_ranks_that_decode_together_are_those_that_there_are(text: str, ranks: int) -> None:
+    assert parse_layout(text).world_size == ranks
 
 
 @pytest.mark.parametrize(
@@ -53,10 +70,13 @@ def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
         (" ", "an empty layout; legal: name=degree"),
         ("cfg=2,", "an empty part in 'cfg=2,'; legal: name=degree"),
         (",,cfg=2", "an empty part in ',,cfg=2'"),
-        ("tp=2", "'tp' is no degree that the demonstration knows; legal: cfg, ring, ulysses"),
-        ("CFG=2", "'CFG' is no degree .*; legal: cfg, ring, ulysses"),
-        ("=2", "'' is no degree .*; legal: cfg, ring, ulysses"),
-        ("2", "'2' is no degree .*; legal: cfg, ring, ulysses"),
+        (
+            "tp=2",
+            "'tp' is no degree that the demonstration knows; legal: cfg, ring, ulysses, vae_patch",
+        ),
+        ("CFG=2", "'CFG' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
+        ("=2", "'' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
+        ("2", "'2' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
         ("order=2", "'order' is no degree"),
         ("cfg", "cfg has no degree in 'cfg'; nearest: cfg=2"),
         ("cfg=", "cfg= is no number of ranks; legal: a whole number from 1 to 64"),
@@ -70,6 +90,15 @@ def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
         ("cfg=-2", "cfg=-2 is no degree; .* nearest legal value is cfg=1"),
         ("ring=2,ulysses=2,ring=3", "ring is given twice in .*; legal: once, such as ring=3"),
         ("cfg=3", "cfg=3: .* has 2 guidance branches, .*; legal: 1, 2"),
+        ("vae=2", "'vae' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
+        ("vae_patch=0", "vae_patch=0 is no degree; .* nearest legal value is vae_patch=1"),
+        (
+            "cfg=2,vae_patch=3",
+            "vae_patch=3 does not divide the 2 ranks; nearest legal vae_patch: 1, 2$",
+        ),
+        ("vae_patch=65", "vae_patch=65 is 65 ranks; .* nearest: vae_patch=64"),
+        ("vae_patch=999999999", "legal: up to 64; nearest: vae_patch=64"),
+        ("ulysses=96,vae_patch=48", "is 96 ranks; .* nearest: ulysses=64,vae_patch=32"),
         ("cfg=4,ulysses=64", "cfg=4: .* has 2 guidance branches"),
         ("ulysses=65", "ulysses=65 is 65 ranks; legal: up to 64; nearest: ulysses=64"),
         ("ulysses=64,cfg=2", "is 128 ranks; .* nearest: ulysses=32,cfg=2"),

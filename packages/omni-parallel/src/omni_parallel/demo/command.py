@@ -63,7 +63,8 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=parse_layout,
     metavar="NAME=DEGREE,...",
     help="Instead of --ranks, what the ranks share: the guidance branches (cfg=2), the tokens of "
-    "a picture (ulysses=2, ring=2), or several of these (cfg=2,ulysses=2 on 4 ranks).",
+    "a picture (ulysses=2, ring=2), the rows of what is decoded (vae_patch=2), or several of these "
+    "(cfg=2,ulysses=2 on 4 ranks; vae_patch adds no ranks: cfg=2,vae_patch=2 on 2).",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
 @click.option(

@@ -8,7 +8,7 @@ from math import prod
 import click
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel.demo.layouts import DEGREES, layout_name
+from omni_parallel.demo.layouts import DEGREES, OVERLAY, layout_name
 from omni_parallel.demo.request import GUIDANCE_BRANCHES
 from omni_parallel_state import ParallelLayout
 
@@ -31,9 +31,10 @@ def parse_layout(text: str) -> ParallelLayout:
             raise click.BadParameter(msg)
         degrees[name] = degree
     try:
-        layout = ParallelLayout(**degrees)  # type: ignore[arg-type]  # its order is no number
+        fields = {DEGREES[name]: degree for name, degree in degrees.items()}
+        layout = ParallelLayout(**fields)  # type: ignore[arg-type]  # its order is no number
     except ParallelConfigError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.BadParameter(_as_options(str(error))) from None
     _check_branches(layout)
     _check_ranks(layout, degrees)
     return layout
@@ -79,6 +80,13 @@ def _parse_part(part: str, text: str) -> tuple[str, int]:
     return name, int(degree)
 
 
+def _as_options(text: str) -> str:
+    """A message about degrees of a layout, with the names that they have here."""
+    for name, degree in DEGREES.items():
+        text = re.sub(rf"\b{degree}\b", name, text)
+    return text
+
+
 def _check_branches(layout: ParallelLayout) -> None:
     if layout.cfg > GUIDANCE_BRANCHES:
         msg = (
@@ -92,11 +100,16 @@ def _check_branches(layout: ParallelLayout) -> None:
 def _check_ranks(layout: ParallelLayout, degrees: dict[str, int]) -> None:
     if layout.world_size <= MAX_RANKS:
         return
-    nearest = dict(degrees)
+    nearest = {name: degree for name, degree in degrees.items() if name != OVERLAY}
     while prod(nearest.values()) > MAX_RANKS:
         largest = max(nearest, key=lambda name: nearest[name])
         others = prod(nearest.values()) // nearest[largest]
         nearest[largest] = max(1, MAX_RANKS // others)
+    if OVERLAY in degrees:
+        ranks = prod(nearest.values())
+        ranks = MAX_RANKS if ranks == 1 else ranks  # alone it makes up the ranks itself
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0 and n <= degrees[OVERLAY]]
+        nearest[OVERLAY] = fitting[-1]
     msg = (
         f"{layout_name(layout)} is {layout.world_size} ranks; legal: up to {MAX_RANKS}; "
         f"nearest: {','.join(f'{name}={degree}' for name, degree in nearest.items())}"

@@ -9,13 +9,21 @@ from omni_parallel_state import ParallelLayout
 STRATEGIES = {
     "sp": ("ulysses", "ring"),
     "cfgp": ("cfg",),
+    "vae_patch": ("vae",),
 }
 """Degrees of a layout that each strategy serves, in the order in which strategies are applied."""
 
-DEGREES = tuple(
-    field.name for field in fields(ParallelLayout) if field.name in sum(STRATEGIES.values(), ())
-)
-"""Degrees that a run may have, in the order of `ParallelLayout`."""
+_SAID = {"vae": "vae_patch"}  # it says what the ranks do with it
+
+DEGREES = {
+    _SAID.get(field.name, field.name): field.name
+    for field in fields(ParallelLayout)
+    if field.name in sum(STRATEGIES.values(), ())
+}
+"""Degrees of a layout by the names that ``--layout`` has for them, in its order."""
+
+OVERLAY = "vae_patch"
+"""The degree that adds no ranks to those of the others."""
 
 
 def strategies_of(layout: ParallelLayout) -> tuple[str, ...]:
@@ -29,5 +37,5 @@ def strategies_of(layout: ParallelLayout) -> tuple[str, ...]:
 
 def layout_name(layout: ParallelLayout) -> str:
     """A layout as ``--layout`` takes it, without degrees of 1; ``single`` for one process."""
-    degrees = {name: getattr(layout, name) for name in DEGREES}
+    degrees = {name: getattr(layout, degree) for name, degree in DEGREES.items()}
     return ", ".join(f"{name}={n}" for name, n in degrees.items() if n > 1) or "single"

@@ -1,0 +1,147 @@
+"""An autoencoder's encode and decode over ranks."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from omni_group_coordinator import GroupCoordinator, ParallelConfigError
+from omni_parallel_state import Handle, ParallelState, get_parallel_state
+from omni_vae_patch.spatial.exact_vae import ExactVae
+from omni_vae_patch.spatial.partition import HEIGHT, WIDTH
+from omni_vae_patch.spatial.verification import verify
+from omni_vae_patch.tiles import TiledVae, enabled_tiling
+from omni_vae_patch.vae_config import VaeParallelConfig
+
+_log = logging.getLogger("omni_vae_patch")
+_handles: WeakKeyDictionary[Any, Handle] = WeakKeyDictionary()
+_SIDES = {"auto": (HEIGHT, WIDTH), "height": (HEIGHT,), "width": (WIDTH,)}
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """What takes the place of the autoencoder's methods, and what else is to be undone."""
+
+    decode: Callable[..., Any]
+    encode: Callable[..., Any]
+    undo: Callable[[], None]
+
+
+def parallelize_vae(
+    vae: Any,
+    config: VaeParallelConfig | None = None,
+    *,
+    state: ParallelState | None = None,
+    group: GroupCoordinator | None = None,
+) -> Handle:
+    """Divide the work of an autoencoder over ranks, with no change to its code.
+
+    Every rank calls ``decode`` and ``encode`` with the same whole tensors. By default the result is
+    exactly that of one rank, up to rounding: each rank holds some rows of every feature map,
+    convolutions fetch the rows beyond them from the neighbours, norms and attention are over the
+    whole. Sizes may change from call to call.
+
+    Args:
+        vae: An autoencoder of diffusers, or a pipeline that holds one as ``vae``.
+        config: The mode, and who gets the result.
+        state: The ranks: its ``vae`` group; default: the current state.
+        group: Any group of ranks, in place of a state's.
+
+    Returns:
+        A handle that undoes it; also a context manager.
+
+    Raises:
+        ParallelConfigError: The autoencoder is parallel already, or cannot do what is asked.
+        RuntimeError: Neither state nor group was given, and no state is current.
+    """
+    config = VaeParallelConfig() if config is None else config
+    vae = getattr(vae, "vae", vae)
+    if not callable(getattr(vae, "decode", None)):
+        msg = f"{type(vae).__name__} is neither an autoencoder nor a pipeline with one (vae)"
+        raise ParallelConfigError(msg)
+    if vae in _handles:
+        msg = f"this {type(vae).__name__} is parallel already; call remove() of its handle first"
+        raise ParallelConfigError(msg)
+    if group is None:
+        group = (get_parallel_state() if state is None else state).vae
+    if group.world_size == 1:
+        handle = Handle(lambda: _forget(ref(vae)))
+    else:
+        handle = _replace(vae, _replacement(vae, group, config))
+    _handles[vae] = handle
+    return handle
+
+
+def _replacement(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
+    if config.mode == "tile":
+        return _tiled(vae, group, config)
+    if config.shared_norms:
+        msg = "shared_norms is for tiles: exact norms are over the whole; legal with mode='tile'"
+        raise ParallelConfigError(msg)
+    try:
+        return _exact(vae, group, config)
+    except ParallelConfigError as error:
+        if config.mode == "exact" or config.dim != "auto":
+            raise
+        _log.warning("decoding by tiles, which approximate the whole: %s", error)
+        return _tiled(vae, group, config)
+
+
+def _exact(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
+    exact = ExactVae(vae, group, config)
+    try:
+        if config.verify:
+            verify(vae, exact, group, _SIDES[config.dim])
+    except BaseException:
+        exact.remove()
+        raise
+    return _Replacement(exact.decode, exact.encode, exact.remove)
+
+
+def _tiled(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
+    stack = ExitStack()
+    stack.enter_context(enabled_tiling(vae))
+    tiled = TiledVae(vae, group, config.result, shared_norms=config.shared_norms)
+    return _Replacement(tiled.decode, tiled.encode, stack.close)
+
+
+def _replace(vae: Any, new: _Replacement) -> Handle:
+    weak = ref(vae)
+    methods = {"decode": new.decode, "encode": new.encode}
+    methods = {
+        name: _in_place_of(getattr(vae, name), method)
+        for name, method in methods.items()
+        if hasattr(vae, name)
+    }
+    before = {name: vae.__dict__[name] for name in methods if name in vae.__dict__}
+    vae.__dict__.update(methods)
+
+    def undo() -> None:
+        if (alive := weak()) is not None:
+            for name in methods:
+                alive.__dict__.pop(name, None)
+            alive.__dict__.update(before)
+        new.undo()
+        _forget(weak)
+
+    return Handle(undo)
+
+
+def _in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with the signature of the original, which pipelines look at."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return call
+
+
+def _forget(weak: ref[Any]) -> None:
+    if (alive := weak()) is not None:
+        _handles.pop(alive, None)

@@ -1,0 +1,130 @@
+"""An autoencoder whose feature maps are sharded in space: the result is that of one rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from omni_group_coordinator import GroupCoordinator
+from omni_vae_patch.spatial.geometry import Geometry, geometry_of
+from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, Partition, best_partition
+from omni_vae_patch.spatial.region import Region
+from omni_vae_patch.spatial.rules import Rule, Undo, rule_for
+from omni_vae_patch.spatial.sharded_call import ShardedCall
+from omni_vae_patch.vae_config import VaeParallelConfig
+
+_log = logging.getLogger("omni_vae_patch")
+_DIMS = {"auto": (HEIGHT, WIDTH), "height": (HEIGHT,), "width": (WIDTH,)}
+
+
+class ExactVae:
+    """Puts the rules on the modules of an autoencoder, and makes its calls on shards.
+
+    Args:
+        vae: With methods ``decode`` and ``encode``.
+        group: The ranks.
+        config: Which side, and who gets the result.
+
+    Raises:
+        ParallelConfigError: A module mixes positions in space in a way that is not known.
+    """
+
+    def __init__(self, vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> None:
+        rules = [(name, module, rule_for(name, module)) for name, module in vae.named_modules()]
+        self.geometry: Geometry = geometry_of(vae)
+        self._vae = vae
+        self._group = group
+        self._dims = _DIMS[config.dim]
+        self._methods: dict[str, Callable[..., Any]] = {
+            name: getattr(vae, name) for name in ("decode", "encode") if hasattr(vae, name)
+        }
+        self._region = Region()
+        self._call = ShardedCall(group, self._region, config.result)
+        self._undo: list[Undo] = []
+        self._told = False
+        try:
+            self._apply(rules)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _apply(self, rules: list[tuple[str, nn.Module, Rule | None]]) -> None:
+        for name, module, rule in rules:
+            if rule is not None:
+                self._undo.append(rule(name, module, self._region))
+
+    def remove(self) -> None:
+        """Give every module back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the autoencoder's own ``decode``; the whole latent on every rank."""
+        self.geometry.check_latent(z)
+        partition = self._partition(z.shape[-2], z.shape[-1])
+        return self._sharded("decode", z, partition, args, kwargs)
+
+    def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the autoencoder's own ``encode``; the whole sample on every rank."""
+        scale = self.geometry.scale
+        height, width = x.shape[-2:]
+        if height % scale or width % scale:
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "a sample of %d x %d is no multiple of %d, the rows of a latent's row, so "
+                    "every rank encodes the whole",
+                    height,
+                    width,
+                    scale,
+                )
+            return self._methods["encode"](x, *args, **kwargs)
+        partition = self._partition(height // scale, width // scale)
+        return self._sharded("encode", x, partition, args, kwargs)
+
+    def _partition(self, height: int, width: int) -> Partition:
+        ranks, least = self._group.world_size, self.geometry.least
+        return best_partition(height, width, ranks, self._dims, least)
+
+    def whole(self, method: str, x: Tensor, **kwargs: Any) -> Any:
+        """A call of ``decode`` or ``encode`` on this rank alone."""
+        with self._untiled():
+            return self._methods[method](x, **kwargs)
+
+    def along(self, method: str, x: Tensor, partition: Partition, **kwargs: Any) -> Any:
+        """A call of ``decode`` or ``encode`` on shards, with the whole result on every rank."""
+        call = ShardedCall(self._group, self._region, "all")
+        factor = self.geometry.scale if method == "encode" else 1
+        with self._untiled():
+            return call(lambda y: self._methods[method](y, **kwargs), x, partition, factor)
+
+    def _sharded(
+        self,
+        method: str,
+        x: Tensor,
+        partition: Partition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        factor = self.geometry.scale if method == "encode" else 1
+        whole = self._methods[method]
+        with self._untiled():
+            return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor)
+
+    @contextmanager
+    def _untiled(self) -> Iterator[None]:
+        """Without tiles, which are not needed and would go by the size of a shard."""
+        tiles = getattr(self._vae, "use_tiling", None)
+        if tiles:
+            self._vae.use_tiling = False
+        try:
+            yield
+        finally:
+            if tiles:
+                self._vae.use_tiling = tiles

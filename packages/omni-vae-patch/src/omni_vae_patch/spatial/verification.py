@@ -1,0 +1,167 @@
+"""A tiny latent, decoded and encoded on shards and whole, and compared module by module."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omni_group_coordinator import GroupCoordinator, ParallelConfigError
+from omni_vae_patch.spatial.exact_vae import ExactVae
+from omni_vae_patch.spatial.geometry import (
+    extra_arguments,
+    kept_random_state,
+    random_latent,
+)
+from omni_vae_patch.spatial.partition import HEIGHT, best_partition
+from omni_vae_patch.spatial.whole_outputs import sharded_tensor
+
+_LOW_PRECISION = 5e-2
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def differs(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by more than rounding; relative to the largest value."""
+    if found.shape != expected.shape:
+        return True
+    if not expected.numel():
+        return False
+    tolerance = _TOLERANCES.get(expected.dtype, _LOW_PRECISION)
+    largest = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return not bool((found - expected).abs().max() <= tolerance * largest)
+
+
+class ModuleOutputs:
+    """The outputs of all modules in one call, or what of them differs in a second one."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        self._vae = vae
+        self._whole: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the outputs of a call of the whole."""
+
+        def record(name: str, output: Any) -> None:
+            self._whole[name].append(_first(output))
+
+        with self._hooks(record):
+            yield
+
+    @contextmanager
+    def compared(self, dim: int, start: int, rows: int, total: int) -> Iterator[list[str]]:
+        """Compare the outputs of a call on a shard; gives the names of the modules that differ."""
+        calls: defaultdict[str, int] = defaultdict(int)
+        found: list[str] = []
+
+        def compare(name: str, output: Any) -> None:
+            index = calls[name]
+            calls[name] += 1
+            if index >= len(self._whole[name]):
+                found.append(name)
+                return
+            whole, local = self._whole[name][index], _first(output)
+            if whole.shape != local.shape and whole.ndim >= 2 and whole.shape[dim] % total == 0:
+                factor = whole.shape[dim] // total
+                whole = whole.narrow(dim, start * factor, rows * factor)
+            elif whole.shape != local.shape:
+                return  # tokens: compared where they are rows again
+            if differs(local, whole):
+                found.append(name)
+
+        with self._hooks(compare):
+            yield found
+
+    @contextmanager
+    def _hooks(self, note: Any) -> Iterator[None]:
+        handles = []
+        for name, module in self._vae.named_modules():
+            if name:
+
+                def hook(_: Any, __: Any, output: Any, name: str = name) -> None:
+                    note(name, output)
+
+                handles.append(module.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _first(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output.detach()
+
+
+@torch.no_grad()
+def verify(vae: Any, exact: ExactVae, group: GroupCoordinator, dims: tuple[int, ...]) -> None:
+    """Compare an autoencoder on shards with itself.
+
+    Args:
+        vae: The autoencoder, rules applied.
+        exact: Makes its calls.
+        group: The ranks.
+        dims: The sides to shard.
+
+    Raises:
+        ParallelConfigError: On every rank: it differs; names the first module that does.
+    """
+    geometry = exact.geometry
+    even = group.world_size * max(2, geometry.least)
+    # First shards of one size: where a module does not take them, every rank says so at once.
+    for side, sides in ((even, dims), (even + 1, dims[:1])):
+        latent = random_latent(vae, geometry.channels, geometry.is_video, side)
+        with kept_random_state(latent.device):
+            more = extra_arguments(vae, latent)
+            sample = _verified("decode", vae, exact, group, sides, latent, more)
+            if hasattr(vae, "encode"):
+                _verified("encode", vae, exact, group, sides, sample, {})
+
+
+def _verified(
+    method: str,
+    vae: Any,
+    exact: ExactVae,
+    group: GroupCoordinator,
+    dims: tuple[int, ...],
+    x: Tensor,
+    more: dict[str, Any],
+) -> Tensor:
+    trace = ModuleOutputs(vae)
+    torch.manual_seed(0)
+    with trace.recorded():
+        whole = sharded_tensor(exact.whole(method, x, **more))
+    side = whole.shape[-1] if method == "encode" else x.shape[-1]
+    me = group.rank_in_group
+    for dim in dims:
+        torch.manual_seed(0)
+        partition = best_partition(side, side, group.world_size, (dim,), exact.geometry.least)
+        with trace.compared(dim, partition.start(me), partition.rows[me], side) as wrong:
+            found = sharded_tensor(exact.along(method, x, partition, **more))
+        same = not differs(found, whole)
+        _judge(vae, group, f"{method}s", dim, [] if not partition.rows[me] else wrong, same)
+    return whole
+
+
+def _judge(
+    vae: Any, group: GroupCoordinator, does: str, dim: int, wrong: list[str], same: bool
+) -> None:
+    said = group.all_gather_object([same, wrong[:1]])
+    if all(one for one, _ in said):
+        return
+    names = [name for _, found in said for name in found]
+    name = names[0] if names else ""
+    kind = type(vae.get_submodule(name)).__name__
+    side = "height" if dim == HEIGHT else "width"
+    msg = (
+        f"{type(vae).__name__} {does} otherwise when its {side} is sharded: module {name!r}, a "
+        f"{kind}, is the first that differs; register a rule for its class "
+        "(omni_vae_patch.register_rule), or use mode='tile'"
+    )
+    raise ParallelConfigError(msg)

@@ -1,0 +1,173 @@
+"""Calls of autoencoders on shards: sizes, settings, types, who takes part, who gets the result."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from small_vaes import SmallVae, error, everyone, random
+from stock_autoencoders import CASES, decoded, encoded
+
+from omni_group_coordinator import GroupCoordinator
+from omni_vae_patch import VaeParallelConfig, parallelize_vae
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:In CPU autocast:UserWarning"
+)
+
+EXACT = VaeParallelConfig("exact")
+UNVERIFIED = VaeParallelConfig("exact", verify=False)
+
+
+@torch.no_grad()
+def of_sizes(name: str, sizes: list[tuple[int, int]]) -> list[float]:
+    """Errors of decoding and encoding one size after the other."""
+    case, group = CASES[name], everyone()
+    vae = case.build()
+    inputs = [(case.latent(h, w, 0), case.sample(h, w, 0)) for h, w in sizes]
+    alone = [(decoded(vae, z), encoded(vae, x)) for z, x in inputs]
+    found = []
+    with parallelize_vae(vae, UNVERIFIED, group=group):
+        for (z, x), (image, latent) in zip(inputs, alone, strict=True):
+            found += [error(decoded(vae, z), image), error(encoded(vae, x), latent)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["kl", "ltx2-video", "wan-2.1", "tiny"])
+def test_ranks_for_which_there_are_no_rows_have_the_result_too(ranks, name):
+    """In turn with sizes for which there are; LTX-2 mirrors rows at the border, of which a rank
+    then needs two."""
+    for found in ranks.run(of_sizes, name, [(2, 2), (5, 4), (3, 2)], world_size=4):
+        assert max(found) <= 1e-5
+
+
+@torch.no_grad()
+def kl(**settings: Any) -> Any:
+    vae = CASES["kl"].build()
+    for name, value in settings.items():
+        setattr(vae, name, value)
+    return vae
+
+
+@torch.no_grad()
+def for_the_first() -> list[Any]:
+    vae, z = kl(), random(1, 4, 7, 5)
+    image, latent = vae.decode(z).sample, vae.encode(random(1, 3, 28, 20)).latent_dist.mean
+    with parallelize_vae(vae, VaeParallelConfig("exact", result="first"), group=everyone()):
+        found = vae.decode(z), vae.encode(random(1, 3, 28, 20))
+    if found[0] is None:
+        return list(found)
+    return [error(found[0].sample, image), error(found[1].latent_dist.mean, latent)]
+
+
+def test_a_result_for_the_first_is_none_elsewhere(ranks):
+    first, *others = ranks.run(for_the_first, world_size=3)
+    assert max(first) <= 1e-5
+    assert others == [[None, None]] * 2
+
+
+@torch.no_grad()
+def sliced() -> list[float]:
+    vae, z, x = kl(), random(3, 4, 7, 5), random(3, 3, 28, 20)
+    image, latent = vae.decode(z).sample, vae.encode(x).latent_dist.parameters
+    vae.enable_slicing()
+    with parallelize_vae(vae, UNVERIFIED, group=everyone()):
+        return [
+            error(vae.decode(z).sample, image),
+            error(vae.encode(x).latent_dist.parameters, latent),
+            error(vae.decode(z, return_dict=False)[0], image),
+        ]
+
+
+def test_samples_may_be_taken_one_by_one(ranks):
+    assert max(value for found in ranks.run(sliced) for value in found) <= 1e-5
+
+
+@torch.no_grad()
+def tiling_on() -> list[Any]:
+    vae, z = kl(), random(1, 4, 12, 10)
+    whole = vae.decode(z).sample
+    vae.enable_tiling()
+    vae.tile_latent_min_size, vae.tile_sample_min_size = 4, 16
+    tiled = vae.decode(z).sample
+    with parallelize_vae(vae, EXACT, group=everyone()):
+        found = vae.decode(z).sample
+        inside = vae.use_tiling
+    return [error(tiled, whole), error(found, whole), inside, vae.use_tiling]
+
+
+def test_tiling_is_ignored_and_left_on(ranks):
+    for tiled, found, inside, after in ranks.run(tiling_on):
+        assert tiled > 1e-3, "with tiles this autoencoder decodes otherwise"
+        assert found <= 1e-5
+        assert inside is True
+        assert after is True
+
+
+@torch.no_grad()
+def in_bfloat16(name: str) -> tuple[float, float]:
+    """The error of the ranks, and of one rank, against float32."""
+    case, vae = CASES[name], CASES[name].build()
+    z = case.latent(6, 5, 0).bfloat16()
+    truth = decoded(vae, z.float())
+    vae = vae.to(torch.bfloat16)
+    alone = decoded(vae, z)
+    with parallelize_vae(vae, EXACT, group=everyone()):
+        found = decoded(vae, z)
+    assert found.dtype is torch.bfloat16
+    return error(found.float(), truth), error(alone.float(), truth)
+
+
+@pytest.mark.parametrize("name", ["kl", "wan-2.1"])
+def test_bfloat16_passes_the_check_and_is_as_good_as_on_one_rank(ranks, name):
+    for found, alone in ranks.run(in_bfloat16, name):
+        assert found <= 1.5 * alone + 1e-3
+
+
+class _Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@torch.no_grad()
+def odd() -> tuple[list[float], list[str]]:
+    """Encoding of samples that are no multiple of the compression, twice."""
+    vae, log, samples = kl(), _Log(), [random(1, 3, 30, 20), random(1, 3, 28, 23)]
+    alone = [vae.encode(x).latent_dist.parameters for x in samples]
+    logging.getLogger("omni_vae_patch").addHandler(log)
+    with parallelize_vae(vae, UNVERIFIED, group=everyone()):
+        found = [
+            error(vae.encode(x).latent_dist.parameters, expected)
+            for x, expected in zip(samples, alone, strict=True)
+        ]
+    logging.getLogger("omni_vae_patch").removeHandler(log)
+    return found, log.lines
+
+
+def test_a_sample_of_an_odd_size_is_encoded_whole_and_said_once(ranks):
+    for found, lines in ranks.run(odd):
+        assert max(found) <= 1e-5
+        (line,) = lines
+        assert "a sample of 30 x 20 is no multiple of 4" in line
+
+
+@torch.no_grad()
+def some_of_the_world(members: list[list[int]]) -> float:
+    """Each group decodes a picture of its own."""
+    rank = torch.distributed.get_rank()
+    mine = next(index for index, group in enumerate(members) if rank in group)
+    group = GroupCoordinator(members, rank, "gloo", name="some")
+    vae, z = SmallVae(), random(1, 4, 7, 5, seed=mine)
+    alone = vae.decode(z)
+    with parallelize_vae(vae, EXACT, group=group):
+        return error(vae.decode(z), alone)
+
+
+def test_any_ranks_of_the_world_may_decode_together(ranks):
+    assert max(ranks.run(some_of_the_world, [[3, 1], [0, 2]], world_size=4)) <= 1e-5

@@ -8,7 +8,7 @@ if not __package__:  # run as a folder, which puts the folder itself on the path
 
 import click
 
-from bench import cfg, sp
+from bench import cfg, sp, vae
 
 
 @click.group()
@@ -18,6 +18,7 @@ def main() -> None:
 
 main.add_command(cfg.main, "cfg")
 main.add_command(sp.main, "sp")
+main.add_command(vae.main, "vae")
 
 if __name__ == "__main__":
     main(prog_name="bench")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from bench.harness import BenchError
 from bench.plot import plot
-from bench.report import show
+from bench.report import Tables, case_parts, show
 from bench.results import Report
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -124,9 +124,11 @@ def save(report: Report, path: Path | None) -> None:
         report.write(path)
 
 
-def conclude(report: Report, console: Console, picture: Path | None) -> None:
+def conclude(
+    report: Report, console: Console, picture: Path | None, tables: Tables = case_parts
+) -> None:
     """Print a report and draw it; ends with an error if some ranks failed."""
-    show(report, console)
+    show(report, console, tables)
     if picture is not None and report.cases:
         plot(report, picture)
     if report.failures:

@@ -105,6 +105,13 @@ class CaseResult:
             return None
         return pairwise_ratio(best.seconds, measured.seconds)
 
+    def ratios(self, measured: Measured) -> dict[str, Spread | None]:
+        """Everything that is taken within each round, for the JSON."""
+        return {
+            "speed_up": self.speed_up(measured),
+            "against_rival": self.against_rival(measured),
+        }
+
 
 @dataclass(frozen=True)
 class HostCost:
@@ -183,14 +190,9 @@ class Report:
 def _case_json(case: CaseResult) -> dict[str, Any]:
     rows = []
     for measured in case.measured:
-        speed_up, rival = case.speed_up(measured), case.against_rival(measured)
-        rows.append(
-            {
-                **asdict(measured),
-                "speed_up": None if speed_up is None else asdict(speed_up),
-                "against_rival": None if rival is None else asdict(rival),
-            }
-        )
+        ratios = case.ratios(measured).items()
+        found = {name: None if ratio is None else asdict(ratio) for name, ratio in ratios}
+        rows.append({**asdict(measured), **found})
     return {**asdict(case), "ceiling": case.ceiling, "measured": rows}
 
 

@@ -59,27 +59,40 @@ class ShardedGroupNorm:
     def _normed(self, x: Tensor, shard: SpatialShard) -> Tensor:
         module = self._module
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        groups = wide.reshape(x.shape[0], module.num_groups, -1)
-        counts = shard.lengths(groups.shape[2], self._where)
-        mean = groups.mean(2)
-        squares = (groups - mean.unsqueeze(2)).square().sum(2)
+        normed, mean, inverse = _normed_alone(wide, module.num_groups, module.eps)
+        counts = shard.lengths(wide[0].numel() // module.num_groups, self._where)
+        squares = (inverse.pow(-2) - module.eps) * counts[shard.rank]
         both = shard.stack(torch.stack([mean, squares]))
-        mean, variance = merged_moments(both[:, 0], both[:, 1], [n for n in counts if n])
-        inverse = torch.rsqrt(variance + module.eps)
-        scale, shift = self._affine(mean, inverse, x.shape[1])
+        whole, variance = merged_moments(both[:, 0], both[:, 1], [n for n in counts if n])
+        # From this shard's own mean and deviation to those of the whole, and then the weights.
+        ratio = torch.rsqrt(variance + module.eps)
+        scale, shift = self._affine(ratio / inverse, (mean - whole) * ratio, x.shape[1])
         shape = (x.shape[0], x.shape[1], *[1] * (x.ndim - 2))
-        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+        return normed.mul_(scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
 
-    def _affine(self, mean: Tensor, inverse: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    def _affine(self, ratio: Tensor, offset: Tensor, channels: int) -> tuple[Tensor, Tensor]:
         """What each channel is multiplied by, and what is added: ``(batch, channels)``."""
         module, share = self._module, channels // self._module.num_groups
-        scale = inverse.repeat_interleave(share, 1)
+        scale, shift = ratio.repeat_interleave(share, 1), offset.repeat_interleave(share, 1)
         if module.weight is not None:
-            scale = scale * module.weight.to(scale.dtype)
-        shift = -mean.repeat_interleave(share, 1) * scale
+            weight = module.weight.to(scale.dtype)
+            scale, shift = scale * weight, shift * weight
         if module.bias is not None:
             shift = shift + module.bias.to(scale.dtype)
         return scale, shift
+
+
+def _normed_alone(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A shard normed by itself, with its means and inverse deviations, ``(batch, groups)`` each.
+
+    By the operator behind torch's ``group_norm``, which does all of it in one go, where taking
+    the moments by public functions takes three times as long. Checked on torch 2.13.
+    """
+    batch, channels = x.shape[:2]
+    elements = x[0, 0].numel()
+    return torch.native_group_norm(
+        x.contiguous(), None, None, batch, channels, elements, groups, eps
+    )
 
 
 def shard_group_norm(name: str, module: nn.GroupNorm, region: Region) -> Undo:

@@ -1,0 +1,87 @@
+"""What torch's ``fully_shard`` does to a module, and taking it off again.
+
+torch itself has no way to do so. The only file that knows how torch keeps its records.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+_OURS = "torch.distributed.fsdp"
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_FLAGS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
+
+
+@cache
+def _named_as_original(cls: type) -> type:
+    original = cls.__mro__[2]
+    members = {
+        "__deepcopy__": cls.__dict__["__deepcopy__"],
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original.__name__, cls.__bases__, members)
+
+
+def keep_class_name(module: nn.Module) -> None:
+    """Give a module that was just sharded the name of its class back.
+
+    torch calls the class of a sharded ``Flux`` ``FSDPFlux``; diffusers looks up by name what it
+    knows of a class, for example when adapters are switched.
+    """
+    cls: type = type(module)
+    module.__class__ = _named_as_original(cls)
+
+
+def can_remove(module: nn.Module) -> bool:
+    """Whether the class of a module is the one that sharding gave it, and no later one."""
+    return type(module).__mro__[1] is FSDPModule
+
+
+def remove_fully_shard(module: nn.Module) -> None:
+    """Give a module its class back, and drop hooks and records of torch.
+
+    Its parameters are the caller's business.
+    """
+    if isinstance(module, FSDPModule):
+        module.__class__ = type(module).__mro__[2]
+    for name in _HOOKS:
+        _remove_hooks(module, name)
+    for flag in _FLAGS:
+        module.__dict__.pop(flag, None)
+    _module_state_mapping.pop(module, None)
+    states, registry = module.__dict__.get(STATE_KEY), module.__dict__.get(REGISTRY_KEY)
+    for records in (states or {}, registry or {}):
+        for key in list(records):
+            if getattr(key, "__name__", key) == fully_shard.__name__:
+                del records[key]
+    for key in (STATE_KEY, REGISTRY_KEY):
+        if not module.__dict__.get(key, True):
+            del module.__dict__[key]
+
+
+def _remove_hooks(module: nn.Module, name: str) -> None:
+    hooks = module.__dict__[name]
+    for key in [key for key, hook in hooks.items() if _is_of_torch(hook)]:
+        del hooks[key]
+        for flags in ("_with_kwargs", "_always_called"):
+            module.__dict__.get(f"{name}{flags}", {}).pop(key, None)
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Whether a hook is one of FSDP's, wrapped or not."""
+    inner = getattr(hook, "hook", hook)
+    return str(getattr(inner, "__module__", "")).startswith(_OURS)

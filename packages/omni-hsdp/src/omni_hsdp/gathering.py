@@ -1,0 +1,157 @@
+"""Gathers the weights of a sharded model for a while, and chooses when they are gathered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from omni_group_coordinator import ParallelConfigError
+from omni_hsdp.gather_policy import GatherPolicy, policy_for
+from omni_hsdp.sharded_model import ShardedModel, ShardedParameter, record_of
+
+
+@contextmanager
+def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
+    """Gather all weights once, for a whole request, in a ``with`` block.
+
+    ``with gathered(transformer): ...`` around a denoising loop costs one gathering in place of
+    one for each step. In the block the model holds plain parameters; at its end they are given
+    up, whatever the policy.
+
+    Args:
+        model: A sharded model.
+        write: Keep what was changed in the block: each rank takes its share of the parameters
+            as they are at the end. Every rank makes the same changes; this is how adapters are
+            fused into sharded weights.
+
+    Raises:
+        ParallelConfigError: The model is not sharded, or `write` is asked of weights that are
+            cast when they are gathered, which would lose what the cast loses.
+    """
+    record = record_of(model)
+    if write and record.cast_to is not None:
+        msg = (
+            f"weights are cast to {record.cast_to} when they are gathered, so changes cannot be "
+            "kept exactly; shard with param_dtype=None, or load in that dtype"
+        )
+        raise ParallelConfigError(msg)
+    if record.gatherer is None:
+        yield model
+        return
+    if write and record.gatherer.gathered:
+        msg = "gathered(write=True) inside gathered(); ask the outer one to write"
+        raise ParallelConfigError(msg)
+    if write:
+        record.gatherer.release()  # what a policy kept
+    shares = [parameter.current for parameter in record.parameters] if write else []
+    record.gatherer.enter()
+    views = [parameter.current.data for parameter in record.parameters] if write else []
+    try:
+        yield model
+        with torch.inference_mode(False), torch.no_grad():
+            for changed in zip(record.parameters, shares, views, strict=True) if write else ():
+                _write_back(record, *changed)
+    finally:
+        record.gatherer.leave()
+
+
+def _write_back(
+    record: ShardedModel, parameter: ShardedParameter, share: nn.Parameter, view: Tensor
+) -> None:
+    """Put this rank's rows of a changed parameter into its share.
+
+    Args:
+        record: Of the model.
+        parameter: The parameter, now plain.
+        share: Its share.
+        view: The memory that it was gathered into, to which it must point when it is gathered
+            the next time: some change ``.data`` and not what is there.
+    """
+    changed = parameter.current
+    if isinstance(changed, DTensor) or not isinstance(share, DTensor):
+        return  # given up after a failure
+    if changed.shape != parameter.shape:
+        msg = f"{parameter.name} changed its shape; was {parameter.shape}, is {changed.shape}"
+        raise ParallelConfigError(msg)
+    rows = parameter.rows(record.group.rank_in_group, record.shard)
+    share.to_local().copy_(changed.data[rows])
+    if changed.data_ptr() != view.data_ptr():
+        changed.data = view
+
+
+def release(model: nn.Module) -> None:
+    """Give up what is gathered, for example before the VAE runs; the next forward gathers again.
+
+    Of use with policies that keep weights. Communicates nothing.
+
+    Raises:
+        ParallelConfigError: The model is not sharded, or inside its `gathered` block.
+    """
+    record = record_of(model)
+    if record.gatherer is None:
+        return
+    if record.gatherer.gathered:
+        msg = "release() inside gathered(); the end of that block gives the weights up"
+        raise ParallelConfigError(msg)
+    record.gatherer.release()
+
+
+def set_policy(model: nn.Module, policy: GatherPolicy) -> None:
+    """Change when the weights of a sharded model are gathered; on every rank alike.
+
+    Raises:
+        ParallelConfigError: The model is not sharded, or the policy differs in ``cpu_offload``,
+            which is fixed when a model is sharded.
+    """
+    record = record_of(model)
+    if policy.cpu_offload != record.policy.cpu_offload:
+        msg = (
+            f"cpu_offload={policy.cpu_offload}, but the model was sharded with "
+            f"cpu_offload={record.policy.cpu_offload}; remove_hsdp() and apply again to change it"
+        )
+        raise ParallelConfigError(msg)
+    record.policy = policy
+    if record.gatherer is not None:
+        record.gatherer.policy = policy
+
+
+def choose_policy(model: nn.Module, *, free_bytes: int | None = None) -> GatherPolicy:
+    """The fastest policy for the memory that is free: on the rank of the group that has least.
+
+    Everything stays gathered if it fits, with a quarter of what is free left to activations;
+    else two blocks are gathered ahead if they fit; else one. A collective of the group.
+
+    Args:
+        model: A sharded model.
+        free_bytes: In place of what is free on the device, or for the CPU on the host, divided
+            by the ranks that share it.
+
+    Raises:
+        ParallelConfigError: The model is not sharded.
+    """
+    record = record_of(model)
+    free = _free_bytes(record.device) if free_bytes is None else free_bytes
+    if record.gatherer is not None:
+        mine = torch.tensor([free], dtype=torch.int64, device=record.device)
+        everyone = record.group.all_gather(mine)
+        assert isinstance(everyone, Tensor)
+        free = int(everyone.min())
+    root, blocks = record.gathered_bytes()
+    found = policy_for(free, root, list(blocks.values()))
+    return GatherPolicy(found.prefetch, found.keep, record.policy.cpu_offload)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What is free for one more tensor here."""
+    if device.type != "cpu":
+        free: int = torch.get_device_module(device).mem_get_info(device)[0]
+        return free
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return kilobytes * 1024 // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))

@@ -1,0 +1,227 @@
+"""Loads a model so that no rank ever holds all of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from omni_group_coordinator import ParallelConfigError
+from omni_hsdp.checkpoint import Entry, by_file, checkpoint_entries, open_file, read_rows
+from omni_hsdp.conditions import Condition
+from omni_hsdp.gathering import choose_policy, set_policy
+from omni_hsdp.hsdp import Policy, apply_on
+from omni_hsdp.hsdp_config import PLAIN_DTYPES, HSDPInferenceConfig, check_config
+from omni_hsdp.placement import Placement, placement_of
+from omni_hsdp.sharded_model import ShardedModel, forget, record_of
+from omni_hsdp.skeleton import build_skeleton
+from omni_hsdp.together import together
+from omni_parallel_state import ParallelState
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class ShardingOptions(TypedDict, total=False):
+    """The keyword arguments of `apply_hsdp_to_model`."""
+
+    state: ParallelState | None
+    mesh: DeviceMesh | None
+    conditions: Iterable[Condition | str] | str | None
+    ignored_modules: Iterable[str] | None
+    policy: Policy
+
+
+def load_hsdp_model(
+    cls: Callable[..., ModelT],
+    path: str | Path,
+    hsdp_config: HSDPInferenceConfig,
+    *,
+    subfolder: str = "",
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype | None = None,
+    **sharding: Unpack[ShardingOptions],
+) -> ModelT:
+    """Load a model from safetensors files: each rank reads its share of the weights and no more.
+
+    The model is that of ``cls.from_pretrained`` followed by `apply_hsdp_to_model`. Every rank of
+    the group makes the same call; an error on one of them is raised on all.
+
+    Args:
+        cls: A model class of diffusers or transformers, or whatever makes a module when it is
+            called without arguments.
+        path: Folder on this machine, as ``save_pretrained`` writes it: one file, or an index
+            and the files that it names.
+        hsdp_config: Sizes and dtypes; see its ``param_dtype`` before loading in float32.
+        subfolder: Of `path`, such as ``"transformer"``.
+        variant: Of the files, such as ``"fp16"``.
+        dtype: Of the weights, but for what the class keeps in float32. Default: as for
+            ``from_pretrained``.
+        torch_dtype: Another name of `dtype`.
+        sharding: ``state``, ``mesh``, ``conditions``, ``ignored_modules`` and ``policy``, as of
+            `apply_hsdp_to_model`.
+
+    Returns:
+        The sharded model, in evaluation mode.
+
+    Raises:
+        ParallelConfigError: What `apply_hsdp_to_model` raises; files that are missing or
+            damaged; keys that the checkpoint lacks or has in excess, or tensors of other shapes,
+            all of them listed; or a package that is not installed.
+        ParallelError: Another rank could not load.
+    """
+    check_config(hsdp_config)
+    placement = placement_of(hsdp_config, sharding.get("state"), sharding.get("mesh"))
+    folder = Path(path) / subfolder
+    ranks = placement.ranks() if placement.shard > 1 else None
+    group = None if ranks is None else ranks.group
+
+    def prepare() -> tuple[ModelT, dict[str, Entry]]:
+        model = build_skeleton(cls, folder, dtype or torch_dtype)
+        entries = checkpoint_entries(folder, variant)
+        return model, matched(model, entries)  # type: ignore[return-value]
+
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            model, entries = together(group, "prepare to load", prepare)
+            _shard_and_fill(model, entries, hsdp_config, placement, sharding)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+    return model
+
+
+def _shard_and_fill(
+    model: nn.Module,
+    entries: dict[str, Entry],
+    config: HSDPInferenceConfig,
+    placement: Placement,
+    sharding: ShardingOptions,
+) -> None:
+    tensors = model.state_dict(keep_vars=True)
+    asked, ignored = sharding.get("conditions"), sharding.get("ignored_modules")
+    policy = sharding.get("policy")
+    apply_on(model, config, placement, asked, ignored, None if policy == "auto" else policy)
+    record = record_of(model)
+    group = None if record.ranks is None else record.group
+    try:
+        together(group, "load", lambda: _fill(record, tensors, entries))
+    except BaseException:
+        forget(record)
+        raise
+    if policy == "auto":
+        set_policy(model, choose_policy(model))
+
+
+def matched(model: nn.Module, entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The tensors of a checkpoint that a model takes.
+
+    Args:
+        model: The model, not yet sharded.
+        entries: What the checkpoint has.
+
+    Raises:
+        ParallelConfigError: It lacks keys, has others or other shapes; lists them.
+    """
+    tensors = model.state_dict(keep_vars=True)
+    filled = {id(tensors[key]) for key in entries.keys() & tensors.keys()}
+    missing = [key for key, tensor in tensors.items() if id(tensor) not in filled]
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unexpected = [
+        key
+        for key in sorted(entries.keys() - tensors.keys())
+        if not any(re.search(pattern, key) for pattern in ignored)
+    ]
+    shapes = [
+        f"{key} is {list(entry.shape)} in the checkpoint, {list(tensors[key].shape)} in the model"
+        for key, entry in sorted(entries.items())
+        if key in tensors and entry.shape != tuple(tensors[key].shape)
+    ]
+    lines = [
+        f"{title} ({len(found)}): {', '.join(found)}"
+        for title, found in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
+        if found
+    ]
+    if lines:
+        msg = f"the checkpoint does not fit {type(model).__name__}:\n  " + "\n  ".join(lines)
+        raise ParallelConfigError(msg)
+    return {key: entry for key, entry in entries.items() if key in tensors}
+
+
+def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entry]) -> None:
+    """Give a model that has no weights this rank's share of them, and all of what stays whole."""
+    shares = {id(p.original): p for p in record.parameters}
+    places = _places(record.model)
+    for file, keys in by_file(entries):
+        with open_file(file) as opened:
+            for key in keys:
+                tensor, entry = tensors[key], entries[key]
+                share = shares.get(id(tensor))
+                if share is None:
+                    value = read_rows(opened, key, entry, None)
+                    _put_whole(record, tensor, places[id(tensor)], value)
+                    continue
+                rows = share.rows(record.group.rank_in_group, record.shard)
+                old = share.current
+                if not isinstance(old, DTensor) or not old.to_local().is_meta:
+                    continue  # tied to a key that was read
+                local = _copied(
+                    read_rows(opened, key, entry, rows), _home(record, share.block), old.dtype
+                )
+                new = DTensor.from_local(
+                    local,
+                    old.device_mesh,
+                    old.placements,
+                    run_check=False,
+                    shape=old.shape,
+                    stride=old.stride(),
+                )
+                share.put(nn.Parameter(new, requires_grad=False))
+
+
+def _home(record: ShardedModel, block: str) -> torch.device:
+    return torch.device("cpu") if block and record.policy.cpu_offload else record.device
+
+
+def _copied(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor in memory of its own.
+
+    What is read may lie in the file, whose addresses are such that kernels round otherwise.
+    """
+    return tensor.to(device, dtype, copy=True)
+
+
+Place = tuple[nn.Module, str]
+
+
+def _places(model: nn.Module) -> dict[int, list[Place]]:
+    """Where each parameter and buffer that is a plain tensor stands."""
+    found: dict[int, list[Place]] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                found.setdefault(id(tensor), []).append((module, name))
+    return found
+
+
+def _put_whole(record: ShardedModel, old: Tensor, places: list[Place], value: Tensor) -> None:
+    """Put a tensor where another stands: with the dtype of that, if both are numbers."""
+    numbers = old.dtype in PLAIN_DTYPES and value.dtype in PLAIN_DTYPES
+    value = _copied(value, record.device, old.dtype if numbers else value.dtype)
+    for module, name in places:
+        if name in module._buffers:
+            module._buffers[name] = value
+        else:
+            if not isinstance(value, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=False)
+                if isinstance(old, nn.Parameter):
+                    record.grads[value] = record.grads.pop(old, old.requires_grad)
+                    value.requires_grad_(old.requires_grad)
+            module._parameters[name] = value

@@ -1,0 +1,70 @@
+"""Sharded weights as a strategy that the umbrella package can find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from omni_group_coordinator import ParallelConfigError
+from omni_hsdp.hsdp import ShardedHandle, apply_hsdp_to_model
+from omni_hsdp.hsdp_config import HSDPInferenceConfig
+from omni_parallel_state import Handle, ParallelState
+
+_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
+DENOISERS = (*_TRANSFORMERS, "unet", "prior", "decoder")
+"""Components of diffusers' pipelines that predict noise, where they are modules."""
+
+
+class HSDPStrategy:
+    """Shards weights over the ``fs`` group of a state.
+
+    Args:
+        components: Which modules of a pipeline; default: those that predict noise. Text encoders
+            may be added, where the pipeline only calls them.
+    """
+
+    name = "hsdp"
+
+    def __init__(self, components: tuple[str, ...] = ()) -> None:
+        self.components = components
+
+    def apply(self, target: Any, state: ParallelState) -> Handle:
+        """Shard a module, or the modules of a pipeline that predict noise.
+
+        Weights are gathered in the dtype that they have.
+
+        Raises:
+            ParallelConfigError: The target has no such module, or one is sharded already.
+        """
+        layout = state.layout
+        sizes = (layout.replicate, layout.fs) if layout.fs > 1 else (layout.world_size, 1)
+        config = HSDPInferenceConfig(True, *sizes, param_dtype=None)
+        done: list[nn.Module] = []
+        try:
+            for module in self._modules(target):
+                apply_hsdp_to_model(module, config, state=state)
+                done.append(module)
+        except BaseException:
+            ShardedHandle(done).remove()
+            raise
+        return ShardedHandle(done)
+
+    def _modules(self, target: Any) -> list[nn.Module]:
+        if isinstance(target, nn.Module):
+            return [target]
+        names = self.components or DENOISERS
+        found = {name: getattr(target, name, None) for name in names}
+        modules = [module for module in found.values() if isinstance(module, nn.Module)]
+        if not modules or (self.components and len(modules) < len(names)):
+            here = [name for name, value in vars(target).items() if isinstance(value, nn.Module)]
+            msg = (
+                f"{type(target).__name__} lacks a module among {', '.join(names)}; its modules: "
+                f"{', '.join(sorted(here)) or 'none'}. Pass the module itself"
+            )
+            raise ParallelConfigError(msg)
+        return list(dict.fromkeys(modules))
+
+
+strategy = HSDPStrategy()
+"""The object that the entry point ``omni_parallel.v1.strategies: hsdp`` names."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from omni_group_coordinator import GroupCoordinator, ParallelConfigError
+import torch
+from torch.distributed import ProcessGroup
+
+from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
+from omni_vae_patch.spatial.agreement import agreed
 from omni_vae_patch.spatial.exact_vae import ExactVae
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH
 from omni_vae_patch.spatial.verification import verify
+from omni_vae_patch.stand_in import StandIn
 from omni_vae_patch.tiles import TiledVae, enabled_tiling
 from omni_vae_patch.vae_config import VaeParallelConfig
 
@@ -37,7 +42,7 @@ def parallelize_vae(
     config: VaeParallelConfig | None = None,
     *,
     state: ParallelState | None = None,
-    group: GroupCoordinator | None = None,
+    group: GroupCoordinator | ProcessGroup | None = None,
 ) -> Handle:
     """Divide the work of an autoencoder over ranks, with no change to its code.
 
@@ -69,6 +74,8 @@ def parallelize_vae(
         raise ParallelConfigError(msg)
     if group is None:
         group = (get_parallel_state() if state is None else state).vae
+    if isinstance(group, ProcessGroup):
+        group = GroupCoordinator.from_process_group(group, name="vae")
     if group.world_size == 1:
         handle = Handle(lambda: _forget(ref(vae)))
     else:
@@ -93,14 +100,46 @@ def _replacement(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -
 
 
 def _exact(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
-    exact = ExactVae(vae, group, config)
-    try:
-        if config.verify:
-            verify(vae, exact, group, _SIDES[config.dim])
-    except BaseException:
-        exact.remove()
-        raise
+    what = f"sharding {type(vae).__name__}"
+    if config.verify and next(vae.parameters()).dtype in (torch.bfloat16, torch.float16):
+        # Compared in float32, where rounding does not hide what is wrong.
+        twin = agreed(group, what, lambda: copy.deepcopy(vae).to(torch.float32))
+        _verified(twin, group, config, what).remove()
+        config = replace(config, verify=False)
+    exact = _verified(vae, group, config, what)
     return _Replacement(exact.decode, exact.encode, exact.remove)
+
+
+def _verified(vae: Any, group: GroupCoordinator, config: VaeParallelConfig, what: str) -> ExactVae:
+    made: list[ExactVae] = []
+
+    def make() -> ExactVae:
+        with _as_config_error(vae):
+            made.append(ExactVae(vae, group, config))
+        return made[0]
+
+    try:
+        exact = agreed(group, what, make)
+        if config.verify:
+            with _as_config_error(vae):
+                verify(vae, exact, group, _SIDES[config.dim])
+    except BaseException:
+        for one in made:
+            one.remove()
+        raise
+    return exact
+
+
+@contextmanager
+def _as_config_error(vae: Any) -> Iterator[None]:
+    """What an autoencoder's own code raises on a part of the whole says that it cannot have one."""
+    try:
+        yield
+    except (ParallelConfigError, CommunicationError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        msg = f"{type(vae).__name__} cannot be sharded: {type(error).__name__}: {error}"
+        raise ParallelConfigError(msg) from error
 
 
 def _tiled(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
@@ -113,33 +152,17 @@ def _tiled(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Rep
 def _replace(vae: Any, new: _Replacement) -> Handle:
     weak = ref(vae)
     methods = {"decode": new.decode, "encode": new.encode}
-    methods = {
-        name: _in_place_of(getattr(vae, name), method)
-        for name, method in methods.items()
-        if hasattr(vae, name)
-    }
-    before = {name: vae.__dict__[name] for name in methods if name in vae.__dict__}
-    vae.__dict__.update(methods)
+    stand_ins = [
+        StandIn(vae, name, method) for name, method in methods.items() if hasattr(vae, name)
+    ]
 
     def undo() -> None:
-        if (alive := weak()) is not None:
-            for name in methods:
-                alive.__dict__.pop(name, None)
-            alive.__dict__.update(before)
+        for stand_in in reversed(stand_ins):
+            stand_in.remove()
         new.undo()
         _forget(weak)
 
     return Handle(undo)
-
-
-def _in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method with the signature of the original, which pipelines look at."""
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    return call
 
 
 def _forget(weak: ref[Any]) -> None:

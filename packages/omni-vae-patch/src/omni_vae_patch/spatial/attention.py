@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state.rebinding import subclass_with
+from omni_vae_patch.spatial.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 
@@ -131,7 +132,12 @@ def shard_attention(name: str, module: nn.Module, region: Region) -> Undo:
     stand_in = copy.copy(owner)
     stand_in.__class__ = subclass
     module.processor = stand_in
-    return lambda: setattr(module, "processor", owner)
+
+    def undo() -> None:
+        if module.processor is stand_in:
+            module.processor = owner
+
+    return undo
 
 
 def shard_linear_attention(name: str, module: Any, region: Region) -> Undo:
@@ -160,10 +166,11 @@ def shard_linear_attention(name: str, module: Any, region: Region) -> Undo:
         wide = torch.float32
         return apply_linear(query.to(wide), key.to(wide), value.to(wide)).to(query.dtype)
 
-    module.apply_linear_attention = apply_linear
-    module.apply_quadratic_attention = apply_quadratic
+    undo_linear = put(module, "apply_linear_attention", apply_linear)
+    undo_quadratic = put(module, "apply_quadratic_attention", apply_quadratic)
 
     def undo() -> None:
-        del module.apply_linear_attention, module.apply_quadratic_attention
+        undo_quadratic()
+        undo_linear()
 
     return undo

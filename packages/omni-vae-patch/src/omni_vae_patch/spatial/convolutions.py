@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from omni_group_coordinator import ParallelConfigError
+from omni_vae_patch.spatial.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 
@@ -191,8 +192,7 @@ def shard_convolution(name: str, module: Convolution, region: Region) -> Undo:
             "shards cannot; use mode='tile'"
         )
         raise ParallelConfigError(msg)
-    module.__dict__["_conv_forward"] = ShardedConvolution(name, module, region)
-    return lambda: module.__dict__.pop("_conv_forward", None)
+    return put(module, "_conv_forward", ShardedConvolution(name, module, region))
 
 
 def least_rows(module: Convolution) -> int:

@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator
+from omni_vae_patch.spatial.agreement import agreed
 from omni_vae_patch.spatial.geometry import Geometry, geometry_of
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, Partition, best_partition
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.rules import Rule, Undo, rule_for
 from omni_vae_patch.spatial.sharded_call import ShardedCall
+from omni_vae_patch.spatial.unchanged import Unchanged
 from omni_vae_patch.vae_config import VaeParallelConfig
 
 _log = logging.getLogger("omni_vae_patch")
@@ -45,9 +47,11 @@ class ExactVae:
         self._region = Region()
         self._call = ShardedCall(group, self._region, config.result)
         self._undo: list[Undo] = []
+        self._result = config.result
         self._told = False
         try:
             self._apply(rules)
+            self._unchanged = Unchanged(vae)
         except BaseException:
             self.remove()
             raise
@@ -65,13 +69,32 @@ class ExactVae:
     # -- calls -----------------------------------------------------------------------------
 
     def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the autoencoder's own ``decode``; the whole latent on every rank."""
-        self.geometry.check_latent(z)
-        partition = self._partition(z.shape[-2], z.shape[-1])
-        return self._sharded("decode", z, partition, args, kwargs)
+        """As the autoencoder's own ``decode``; the whole latent on every rank.
+
+        Raises:
+            RankMismatchError: On every rank: they were given latents of different shapes.
+            ParallelError: It failed on another rank; on this one its own error.
+        """
+        return self._sharded("decode", z, args, kwargs)
 
     def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the autoencoder's own ``encode``; the whole sample on every rank."""
+        """As the autoencoder's own ``encode``; the whole sample on every rank.
+
+        A sample whose sides are no multiple of the compression is encoded whole.
+
+        Raises:
+            RankMismatchError: On every rank: they were given samples of different shapes.
+            ParallelError: It failed on another rank; on this one its own error.
+        """
+        return self._sharded("encode", x, args, kwargs)
+
+    def _plan(self, method: str, x: Tensor) -> Partition | None:
+        """How to divide a call; ``None`` if it cannot be divided."""
+        self._unchanged.check(self._vae)
+        if method == "decode":
+            self.geometry.check_latent(x)
+            return self._partition(x.shape[-2], x.shape[-1])
+        self.geometry.check_sample(x)
         scale = self.geometry.scale
         height, width = x.shape[-2:]
         if height % scale or width % scale:
@@ -84,9 +107,8 @@ class ExactVae:
                     width,
                     scale,
                 )
-            return self._methods["encode"](x, *args, **kwargs)
-        partition = self._partition(height // scale, width // scale)
-        return self._sharded("encode", x, partition, args, kwargs)
+            return None
+        return self._partition(height // scale, width // scale)
 
     def _partition(self, height: int, width: int) -> Partition:
         ranks, least = self._group.world_size, self.geometry.least
@@ -105,17 +127,21 @@ class ExactVae:
             return call(lambda y: self._methods[method](y, **kwargs), x, partition, factor)
 
     def _sharded(
-        self,
-        method: str,
-        x: Tensor,
-        partition: Partition,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, method: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        factor = self.geometry.scale if method == "encode" else 1
-        whole = self._methods[method]
+        whole, group = self._methods[method], self._group
+
+        def asked(_: Partition | None) -> list[Any]:
+            more = [repr(type(arg)) for arg in args]
+            return [method, list(x.shape), x.dtype, more, sorted(kwargs)]
+
+        partition = agreed(group, method, lambda: self._plan(method, x), asked)
         with self._untiled():
-            return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor)
+            if partition is not None:
+                factor = self.geometry.scale if method == "encode" else 1
+                return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor)
+            found = agreed(group, method, lambda: whole(x, *args, **kwargs))
+        return None if self._result == "first" and group.rank_in_group else found
 
     @contextmanager
     def _untiled(self) -> Iterator[None]:

@@ -45,13 +45,33 @@ class Geometry:
         Raises:
             ParallelConfigError: It has other dimensions or channels.
         """
-        sides = "(batch, channels, frames, height, width)"
-        shape = sides if self.is_video else sides.replace("frames, ", "")
-        if z.ndim != self.ndim or z.shape[1] != self.channels:
+        self._check(z, "latent", "decodes")
+        if z.shape[1] != self.channels:
             msg = (
-                f"a latent of shape {tuple(z.shape)}; this autoencoder decodes {shape} with "
+                f"a latent of shape {tuple(z.shape)}; this autoencoder decodes {self._sides} with "
                 f"{self.channels} channels"
             )
+            raise ParallelConfigError(msg)
+
+    def check_sample(self, x: Tensor) -> None:
+        """Check a sample before anything is sent.
+
+        Raises:
+            ParallelConfigError: It has other dimensions.
+        """
+        self._check(x, "sample", "encodes")
+
+    @property
+    def _sides(self) -> str:
+        frames = "frames, " if self.is_video else ""
+        return f"(batch, channels, {frames}height, width)"
+
+    def _check(self, x: object, what: str, does: str) -> None:
+        if not isinstance(x, Tensor) or x.ndim != self.ndim or not x.numel():
+            found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"that is {x!r}"
+            msg = f"a {what} {found}; this autoencoder {does} {self._sides}"
+            if what == "latent":
+                msg += f" with {self.channels} channels"
             raise ParallelConfigError(msg)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from omni_vae_patch.spatial.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 
@@ -97,13 +98,4 @@ def _normed_alone(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, T
 
 def shard_group_norm(name: str, module: nn.GroupNorm, region: Region) -> Undo:
     """Have a group norm take its statistics from all shards."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = ShardedGroupNorm(name, module, region)
-
-    def undo() -> None:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.__dict__["forward"] = own
-
-    return undo
+    return put(module, "forward", ShardedGroupNorm(name, module, region))

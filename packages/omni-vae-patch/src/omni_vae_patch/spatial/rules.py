@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.spatial.attention import shard_attention, shard_linear_attention
+from omni_vae_patch.spatial.attributes import put
 from omni_vae_patch.spatial.convolutions import shard_convolution
 from omni_vae_patch.spatial.noise import shard_noise
 from omni_vae_patch.spatial.norms import shard_group_norm
@@ -36,10 +37,10 @@ def _convolve_at_once(name: str, module: nn.Module, region: Region) -> Undo:
         at_once: Any = nn.Conv3d.forward
         return original(x) if region.shard is None else at_once(module, x)
 
-    module.__dict__["forward"] = forward
+    undo_forward = put(module, "forward", forward)
 
     def undo_both() -> None:
-        module.__dict__.pop("forward", None)
+        undo_forward()
         undo()
 
     return undo_both

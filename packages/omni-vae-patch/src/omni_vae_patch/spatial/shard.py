@@ -135,9 +135,11 @@ class SpatialShard:
     ) -> Sequence[Tensor]:
         if torch.compiler.is_compiling():
             return communicate(x)
-        self._steps += 1
         if self._draining is None:
-            return communicate(x)
+            found = communicate(x)
+            self._steps += 1  # not before: what failed before it was sent is still to be sent
+            return found
+        self._steps += 1
         if self._steps > self._draining:
             shape, dtype, device = tuple(x.shape), x.dtype, x.device
             # In a thread of its own: what makes tensors without content here is thread-local.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelError
+from omni_vae_patch.spatial.agreement import agreed, raise_report, report_of
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
@@ -51,13 +52,15 @@ class ShardedCall:
             ParallelError: It failed on another rank; on this one its own error.
         """
         me, dim = self._group.rank_in_group, partition.dim
-        if partition.rows[me]:
-            start, rows = partition.start(me) * factor, partition.rows[me] * factor
-            local = x.narrow(dim, start, rows).contiguous()
-            output, error = self._on_shard(call, local, partition)
-        else:
-            local = x.narrow(dim, 0, partition.rows[0] * factor).contiguous()
-            output, error = self._alone(call, local, partition)
+        mine = partition.rows[me]
+
+        def part() -> Tensor:
+            start = partition.start(me) if mine else 0
+            rows = mine or partition.rows[0]
+            return x.narrow(dim, start * factor, rows * factor).contiguous()
+
+        local = agreed(self._group, "taking a part of the input", part)
+        output, error = (self._on_shard if mine else self._alone)(call, local, partition)
         return self._joined(output, error, partition)
 
     def _alone(
@@ -100,13 +103,12 @@ class ShardedCall:
     def _joined(self, output: Any, error: Exception | None, partition: Partition) -> Any:
         tensor = None if error is not None else sharded_tensor(output)
         shape = None if tensor is None else (list(tensor.shape), tensor.dtype)
-        report = None if error is None else f"{type(error).__name__}: {error}"
-        said = self._group.all_gather_object([report, shape])
+        said = self._group.all_gather_object([report_of(error), shape])
         if error is not None:
             raise error
-        for rank, (text, _) in enumerate(said):
-            if text is not None:
-                self._raise(rank, text)
+        for rank, (report, _) in enumerate(said):
+            if report is not None:
+                raise_report("the autoencoder", self._group.ranks[rank], report)
         if tensor is None:
             msg = "a call without an error has no output"
             raise ParallelError(msg)
@@ -119,8 +121,20 @@ class ShardedCall:
             empty, dtype = said[0][1]
             empty[dim] = 0
             tensor = torch.empty(empty, dtype=dtype, device=tensor.device)
+        self._make_room(tensor, dim, lengths)
         whole = self._whole(tensor, dim % tensor.ndim, lengths)
         return None if whole is None else with_tensor(output, whole)
+
+    def _make_room(self, tensor: Tensor, dim: int, lengths: list[int]) -> None:
+        """See on every rank that the whole fits, before any waits for the others' parts."""
+
+        def room() -> None:
+            if self._result == "all" or self._group.rank_in_group == 0:
+                shape = list(tensor.shape)
+                shape[dim] = sum(lengths)
+                torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+
+        agreed(self._group, "making room for the result", room)
 
     def _whole(self, tensor: Tensor, dim: int, lengths: list[int]) -> Tensor | None:
         if self._result == "first":
@@ -130,9 +144,3 @@ class ShardedCall:
             msg = "all_gather without separate_tensors returned a list"
             raise TypeError(msg)
         return found
-
-    def _raise(self, rank: int, text: str) -> None:
-        where = f"the autoencoder failed on rank {self._group.ranks[rank]}: {text}"
-        if text.startswith("OutOfMemoryError"):
-            raise torch.OutOfMemoryError(where)
-        raise ParallelError(where)

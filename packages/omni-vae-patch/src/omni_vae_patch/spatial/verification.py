@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
+from omni_vae_patch.spatial.agreement import agreed
 from omni_vae_patch.spatial.exact_vae import ExactVae
 from omni_vae_patch.spatial.geometry import (
     extra_arguments,
@@ -21,7 +22,7 @@ from omni_vae_patch.spatial.partition import HEIGHT, best_partition
 from omni_vae_patch.spatial.whole_outputs import sharded_tensor
 
 _LOW_PRECISION = 5e-2
-_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def differs(found: Tensor, expected: Tensor) -> bool:
@@ -64,10 +65,12 @@ class ModuleOutputs:
             if index >= len(self._whole[name]):
                 found.append(name)
                 return
+            # On this rank alone nothing may be raised here: the others would wait for it.
             whole, local = self._whole[name][index], _first(output)
             if whole.shape != local.shape and whole.ndim >= 2 and whole.shape[dim] % total == 0:
                 factor = whole.shape[dim] // total
-                whole = whole.narrow(dim, start * factor, rows * factor)
+                first = min(start * factor, whole.shape[dim])
+                whole = whole.narrow(dim, first, min(rows * factor, whole.shape[dim] - first))
             elif whole.shape != local.shape:
                 return  # tokens: compared where they are rows again
             if differs(local, whole):
@@ -136,7 +139,11 @@ def _verified(
     trace = ModuleOutputs(vae)
     torch.manual_seed(0)
     with trace.recorded():
-        whole = sharded_tensor(exact.whole(method, x, **more))
+        whole = agreed(
+            group,
+            f"one rank's {method} of a tiny latent",
+            lambda: sharded_tensor(exact.whole(method, x, **more)),
+        )
     side = whole.shape[-1] if method == "encode" else x.shape[-1]
     me = group.rank_in_group
     for dim in dims:

@@ -231,6 +231,37 @@ def test_a_request_without_guidance_is_told(ranks: Any) -> None:
         assert found == [[text], [text], [], [], [], []]
 
 
+def needed_at_once() -> tuple[list[str], int]:
+    """A pipeline that looks at each prediction before it asks for the next."""
+
+    def combined(pipeline: Any, latents: Tensor, prompts: Any, t: Tensor) -> Any:
+        found = []
+        for prompt in prompts:
+            found.append(pipeline.transformer(latents, prompt, t[None])[0])
+            float(found[-1].sum())
+        return found[0] - found[1] + found[2]
+
+    prompts = prompts_of(3)
+    pipeline = Branches(Toy(), combined)
+    expected = pipeline(prompts, latents=LATENTS).sample
+    before = pipeline.transformer.calls
+    with divide(pipeline, 2), Records() as records:
+        for _ in range(2):
+            close(pipeline(prompts, latents=LATENTS).sample, expected)
+    told = [text for text in records.texts if "needed before the next one" in text]
+    return told, pipeline.transformer.calls - before
+
+
+def test_predictions_that_are_needed_at_once_are_computed_on_every_rank(ranks: Any) -> None:
+    """Which is told once."""
+    for rank, (told, calls) in enumerate(ranks.run(needed_at_once)):
+        assert told == [
+            "each prediction of transformer is needed before the next one of its step is asked "
+            "for, so the later ones are made on every rank"
+        ]
+        assert calls == (2 * 3 * 2 if rank else 2 * 3 * 3)
+
+
 # -- who computes ------------------------------------------------------------------------------
 
 

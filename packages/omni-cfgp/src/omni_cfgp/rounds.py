@@ -18,7 +18,7 @@ from omni_cfgp.denoiser import Denoiser, writes_elsewhere
 from omni_cfgp.exchange import BranchExchange, Work
 from omni_cfgp.outcome import Outcome
 from omni_cfgp.row_division import RowDivision, joined
-from omni_cfgp.rows import RowPlan
+from omni_cfgp.rows import RowPlan, sample_of
 from omni_cfgp.signature import cost, fingerprint, signature
 from omni_cfgp.structure import without_content
 from omni_cfgp.waiting import Waiting, fill, perform, resolve_all
@@ -38,6 +38,8 @@ class _Call:
     again: tuple[tuple[Any, ...], Mapping[str, Any]] | None
     """The arguments, where a rank may have to call once more; see `Rounds._call_as_often`."""
     rows: RowPlan | None
+    sample: ref[Any] | None = None
+    """What was denoised, of a call for a branch."""
     result: ref[Deferred] | None = None
     """What was handed out, if somebody still has it."""
 
@@ -80,6 +82,8 @@ class Rounds:
         self._compared: set[Hashable] = set()
         self._busy = False
         self._told: set[str] = set()
+        self._in_request = False
+        self._last_sample: ref[Any] | None = None
         self.statistics = Statistics()
 
     @property
@@ -110,6 +114,8 @@ class Rounds:
                 "change, are made on every rank"
             )
             return denoiser.call(*args, **kwargs)
+        if self._is_asked_late(denoiser, args, kwargs):
+            return denoiser.call(*args, **kwargs)
         plan = None
         if self._divides_rows():
             self._busy = True
@@ -130,6 +136,24 @@ class Rounds:
         )
         call.result = ref(result)
         return result
+
+    def _is_asked_late(
+        self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether the prediction before this one, of the same sample, was needed already.
+
+        Then no rank has anything to do beside this call, and each makes it for itself. Of pipelines
+        only: a loop of one's own may pass the same tensor in every step.
+        """
+        last, self._last_sample = self._last_sample, None
+        if self._calls or last is None or last() is not sample_of(args, kwargs):
+            return False
+        self._last_sample = last
+        self._tell(
+            f"each prediction of {denoiser.name} is needed before the next one of its step is "
+            "asked for, so the later ones are made on every rank"
+        )
+        return True
 
     def _divides_rows(self) -> bool:
         if self._config.division == "auto":
@@ -153,7 +177,8 @@ class Rounds:
         if owner == self._group.rank_in_group:
             mine[0] = self._outcome(denoiser, args, kwargs)
         again = (args, kwargs) if denoiser.is_sharded else None
-        return _Call(denoiser, [work], mine, again, None)
+        sample = sample_of(args, kwargs)
+        return _Call(denoiser, [work], mine, again, None, None if sample is None else ref(sample))
 
     def _by_rows(
         self,
@@ -219,6 +244,8 @@ class Rounds:
         if not calls:
             return
         self._call_as_often(calls)
+        if self._in_request and len(calls) == 1:
+            self._last_sample = calls[0].sample
         works = [work for call in calls for work in call.works]
         mine: dict[int, Outcome] = {}
         offsets: list[int] = []
@@ -267,6 +294,7 @@ class Rounds:
         self._calls, self._operations = [], []
         self._loads = [0.0] * self._group.world_size
         self._owners = {}
+        self._in_request, self._last_sample = True, None
         self._division.new_request()
         self._exchange.forget()
         self.statistics = Statistics(self.statistics.last)
@@ -274,6 +302,7 @@ class Rounds:
     def settle(self) -> None:
         """End a request: have every result arrive, and raise what a rank has met in the last."""
         self.flush()
+        self._in_request, self._last_sample = False, None
         self._exchange.settle()
 
     def _tell(self, text: str) -> None:

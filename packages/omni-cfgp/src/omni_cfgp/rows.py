@@ -89,15 +89,22 @@ def plan_rows(
     return RowPlan(rows, tuple(dims))
 
 
+def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What a call denoises; ``None`` if that is a list of tensors, or not known."""
+    sample = _sample(dict(kwargs), args[0] if args else None)
+    return sample if isinstance(sample, Tensor) else None
+
+
+def _sample(by_name: Mapping[str, Any], first: Any) -> Any:
+    """The sample by its usual names; else the first argument, as every denoiser has it."""
+    return by_name.get("hidden_states", by_name.get("sample", by_name.get("x", first)))
+
+
 def _rows_of(values: list[tuple[str, Any]]) -> int:
-    """Rows of the sample: the first argument, as every denoiser of diffusers has it."""
-    by_name = dict(values)
-    first = by_name.get("hidden_states", by_name.get("sample", by_name.get("x")))
-    if first is None and values:
-        first = values[0][1]
-    if isinstance(first, Tensor) and first.ndim:
-        return first.shape[0]
-    return len(first) if isinstance(first, list) else 0
+    sample = _sample(dict(values), values[0][1] if values else None)
+    if isinstance(sample, Tensor) and sample.ndim:
+        return sample.shape[0]
+    return len(sample) if isinstance(sample, list) else 0
 
 
 def _find(

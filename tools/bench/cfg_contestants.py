@@ -9,9 +9,9 @@ from typing import Final
 from torch import Tensor
 
 from bench.arithmetic import attention_units
-from bench.contestants import Contestant
+from bench.contestants import Contestant, applied
 from bench.pipelines import GuidedPipeline
-from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state import ParallelLayout
 
 BRANCHES: Final = 2
 """With the prompt, and without."""
@@ -76,18 +76,8 @@ class GuidanceContestant:
 def _divide_branches(guided: GuidedPipeline) -> Callable[[], None]:
     from omni_cfgp import apply_cfg_parallel
 
-    state = ParallelState(ParallelLayout(cfg=BRANCHES), "cpu")
-    try:
-        handle = apply_cfg_parallel(guided.pipeline, state=state)
-    except BaseException:
-        state.destroy()
-        raise
-
-    def undo() -> None:
-        handle.remove()
-        state.destroy()
-
-    return undo
+    pipeline, layout = guided.pipeline, ParallelLayout(cfg=BRANCHES)
+    return applied(layout, "cpu", lambda state: apply_cfg_parallel(pipeline, state=state))
 
 
 def guidance_contestants() -> list[GuidanceContestant]:

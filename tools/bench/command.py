@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.harness import BenchError
+from bench.contestants import Competitor, pick
+from bench.harness import BenchError, Harness
 from bench.plot import plot
-from bench.report import Tables, case_parts, show
+from bench.ready import steps_of
+from bench.report import WIDTH, Tables, case_parts, show
 from bench.results import Report
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+OptionsT = TypeVar("OptionsT")
+CaseT = TypeVar("CaseT")
+ContestantT = TypeVar("ContestantT", bound=Competitor)
+
+
+class Named(Protocol):
+    """A row of a benchmark."""
+
+    @property
+    def name(self) -> str:
+        """What ``--rows`` calls it."""
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+
+
+@dataclass(frozen=True)
+class Rows(Generic[CaseT, ContestantT]):
+    """What a command line asks for, of a benchmark on one number of ranks."""
+
+    cases: tuple[CaseT, ...]
+    contestants: tuple[ContestantT, ...]
+    ranks: int
+    rounds: int
+    json: Path | None
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -78,6 +107,38 @@ def positive(option: str, text: str, least: int) -> int:
     return int(text)
 
 
+def parse_rows(
+    given: Mapping[str, Any],
+    known: Mapping[str, CaseT],
+    usual: Sequence[str],
+    everyone: Sequence[ContestantT],
+    ranks: int,
+    rounds: int,
+) -> Rows[CaseT, ContestantT]:
+    """Check what the command line says.
+
+    Args:
+        given: Of the command line.
+        known: Every row, by name.
+        usual: Rows if none are named.
+        everyone: Every contestant.
+        ranks: Number of ranks.
+        rounds: If their number is not given.
+
+    Raises:
+        ValueError: Something in it is unknown.
+    """
+    rows = given["rows"] or usual
+    check_known(rows, known)
+    return Rows(
+        tuple(known[name] for name in rows),
+        tuple(pick(everyone, given["modes"], ranks)),
+        ranks,
+        given["rounds"] or rounds,
+        given["json_path"],
+    )
+
+
 # -- the run -----------------------------------------------------------------------------------
 
 
@@ -118,18 +179,56 @@ def progress_bar(steps: int) -> Iterator[Bar]:
         yield Bar(progress, progress.add_task("starting", total=steps))
 
 
+def race_rows(title: str, rows: Rows[Any, Any], race_case: Callable[..., Any]) -> Report:
+    """Measure everything; what is done is in the JSON file after each case."""
+    report = Report(title)
+    steps = steps_of(len(rows.contestants), rows.rounds) * len(rows.cases)
+    with progress_bar(steps) as bar, Harness(bar.at) as harness:
+        for case in rows.cases:
+            with bar.part(case.name, report):
+                report.cases.append(
+                    harness.run(race_case, rows.ranks, case, rows.contestants, rows.rounds)
+                )
+            save(report, rows.json)
+    return report
+
+
 def save(report: Report, path: Path | None) -> None:
     """Write what is done so far, if that was asked for."""
     if path is not None:
         report.write(path)
 
 
-def conclude(
-    report: Report, console: Console, picture: Path | None, tables: Tables = case_parts
+def carry_out(
+    given: Mapping[str, Any],
+    cases: Iterable[Named],
+    parse: Callable[[Mapping[str, Any]], OptionsT],
+    run: Callable[[OptionsT], Report],
+    tables: Tables = case_parts,
 ) -> None:
-    """Print a report and draw it; ends with an error if some ranks failed."""
+    """Do what the command line says: name the rows, or run, print and draw.
+
+    Ends with an error if some ranks failed.
+
+    Args:
+        given: Of the command line.
+        cases: Every row there is.
+        parse: Checks what was given; a `ValueError` is the user's mistake.
+        run: Measures.
+        tables: Of a case.
+    """
+    console = Console(width=WIDTH)
+    if given["list_rows"]:
+        for case in cases:
+            console.print(f"{case.name:<20} {case.title}", highlight=False)
+        return
+    try:
+        options = parse(given)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    report = run(options)
     show(report, console, tables)
-    if picture is not None and report.cases:
-        plot(report, picture)
+    if given["plot_path"] is not None and report.cases:
+        plot(report, given["plot_path"])
     if report.failures:
         sys.exit(1)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
-from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state import Handle, ParallelLayout, ParallelState
 
 Side = Literal["omni-sp", "diffusers"]
 
@@ -62,18 +62,10 @@ class Contestant:
         if self.ring > 1:
             options["kv_exchange"] = self.kv_exchange
         config = SequenceParallelConfig(**options)
-        state = ParallelState(ParallelLayout(ulysses=self.ulysses, ring=self.ring), device)
-        try:
-            handle = apply_sequence_parallel(model, config, state=state)
-        except BaseException:
-            state.destroy()
-            raise
-
-        def undo() -> None:
-            handle.remove()
-            state.destroy()
-
-        return undo
+        layout = ParallelLayout(ulysses=self.ulysses, ring=self.ring)
+        return applied(
+            layout, device, lambda state: apply_sequence_parallel(model, config, state=state)
+        )
 
     def _apply_diffusers(self, model: Any) -> Callable[[], None]:
         from diffusers import ContextParallelConfig
@@ -81,6 +73,26 @@ class Contestant:
         config = ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring)
         model.enable_parallelism(config=config)
         return lambda: None  # diffusers has no way back
+
+
+def applied(
+    layout: ParallelLayout,
+    device: torch.device | str,
+    apply: Callable[[ParallelState], Handle],
+) -> Callable[[], None]:
+    """Apply a strategy with a state of its own; returns what undoes it and destroys the state."""
+    state = ParallelState(layout, device)
+    try:
+        handle = apply(state)
+    except BaseException:
+        state.destroy()
+        raise
+
+    def undo() -> None:
+        handle.remove()
+        state.destroy()
+
+    return undo
 
 
 def contestants(ranks: int) -> list[Contestant]:

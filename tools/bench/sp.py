@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
 
 from bench import host_time, sp_case
 from bench.command import (
+    carry_out,
     check_known,
     common_options,
-    conclude,
     names,
     positive,
     progress_bar,
@@ -24,7 +23,6 @@ from bench.contestants import Contestant, chosen
 from bench.harness import Harness
 from bench.models import FAMILIES
 from bench.ready import steps_of
-from bench.report import WIDTH
 from bench.results import Report
 from bench.sp_case import CASES, LONG_CASES, Case
 
@@ -45,7 +43,6 @@ class Options:
     host: tuple[str, ...]
     """Models whose host time is measured."""
     json: Path | None
-    plot: Path | None
 
 
 @click.command()
@@ -55,22 +52,13 @@ class Options:
 @click.option("--ranks", callback=names, default="2", show_default=True, help="E.g. 2,4.")
 @click.option("--long", is_flag=True, help="Rows of 8192 tokens too.")
 @click.option("--host/--no-host", default=True, help="Measure the host's time too.")
-def main(list_rows: bool, **given: Any) -> None:
+def main(**given: Any) -> None:
     """Compare single process, omni-sp in every mode and diffusers' context parallelism.
 
     Every rank is a process with one thread. Contestants take turns round by round; numbers are
     medians over the rounds, and ratios are taken within a round.
     """
-    console = Console(width=WIDTH)
-    if list_rows:
-        for case in (*CASES.values(), *LONG_CASES.values()):
-            console.print(f"{case.name:<20} {case.title}", highlight=False)
-        return
-    try:
-        options = parse(given)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    conclude(run(options), console, options.plot)
+    carry_out(given, (*CASES.values(), *LONG_CASES.values()), parse, run)
 
 
 def parse(given: Mapping[str, Any]) -> Options:
@@ -93,7 +81,6 @@ def parse(given: Mapping[str, Any]) -> Options:
         given["modes"],
         tuple(dict.fromkeys(case.family for case in cases)) if given["host"] else (),
         given["json_path"],
-        given["plot_path"],
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.contestants import applied
 from bench.vae_models import tile
 from bench.vae_results import FLOOR
-from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state import ParallelLayout
 
 RANKS: Final = 2
 DISTVAE: Final = "DistVAE"
@@ -87,18 +88,8 @@ def _parallelize(vae: Any, mode: str) -> Callable[[], None]:
         "tiles": VaeParallelConfig("tile"),
     }
     ranks = dist.get_world_size()
-    state = ParallelState(ParallelLayout(dp=ranks, vae=ranks), "cpu")
-    try:
-        handle = parallelize_vae(vae, configs[mode], state=state)
-    except BaseException:
-        state.destroy()
-        raise
-
-    def undo() -> None:
-        handle.remove()
-        state.destroy()
-
-    return undo
+    layout = ParallelLayout(dp=ranks, vae=ranks)
+    return applied(layout, "cpu", lambda state: parallelize_vae(vae, configs[mode], state=state))
 
 
 def _adapt(vae: Any, dim: int) -> None:

@@ -5,8 +5,9 @@ from omni_cfgp.branches import assign_branches
 from omni_cfgp.cfg_config import CFGParallelConfig
 from omni_cfgp.cfg_parallel import CFGParallelMixin
 from omni_cfgp.guidance import guided, guided_by_stages, rescaled
-from omni_cfgp.hooks import DENOISERS, apply_cfg_parallel
+from omni_cfgp.hooks import apply_cfg_parallel
 from omni_cfgp.strategy import CFGParallelStrategy, strategy
+from omni_parallel_state.denoisers import DENOISERS
 
 __all__ = [
     "DENOISERS",

@@ -65,10 +65,16 @@ def give_call(target: Any, call: Callable[..., Any]) -> Undo:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     members = names | {"__call__": called, "_omni_original": cls}
     subclass = type(cls.__name__, (Divided, cls), members)
+    return _become(target, subclass, cls)
+
+
+def _become(target: Any, subclass: type, cls: type) -> Undo:
+    """Make an object an instance of a subclass; returns what makes it one of the class again."""
+    weak = ref(target)
     target.__class__ = subclass
 
     def undo() -> None:
-        alive = own()
+        alive = weak()
         if alive is not None and type(alive) is subclass:
             alive.__class__ = cls
 
@@ -135,22 +141,13 @@ def _check_denoisers(pipeline: Any, modules: Mapping[str, ref[nn.Module]]) -> No
 def watch_scheduler(scheduler: Any) -> Undo:
     """Have a scheduler be given real predictions: it keeps them, and asks for their class."""
     cls = type(scheduler)
-    own = ref(scheduler)
 
     @functools.wraps(cls.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         return cls.step(self, *resolve_all(args), **resolve_all(kwargs))
 
     members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    subclass = type(cls.__name__, (cls,), members)
-    scheduler.__class__ = subclass
-
-    def undo() -> None:
-        alive = own()
-        if alive is not None and type(alive) is subclass:
-            alive.__class__ = cls
-
-    return undo
+    return _become(scheduler, type(cls.__name__, (cls,), members), cls)
 
 
 def _real(output: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -12,10 +12,7 @@ from omni_cfgp.cfg_config import CFGParallelConfig
 from omni_cfgp.rounds import Rounds
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
-
-_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
-DENOISERS = (*_TRANSFORMERS, "unet", "prior", "decoder")
-"""Components of diffusers' pipelines that predict noise, where they are modules."""
+from omni_parallel_state.denoisers import DENOISERS
 
 _handles: WeakKeyDictionary[Any, Handle] = WeakKeyDictionary()
 
@@ -60,14 +57,13 @@ def apply_cfg_parallel(
         except BaseException:
             _undo(undo)
             raise
-    taken: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
-    for target in targets:
-        taken[target] = None
+    taken = [ref(target) for target in targets]
 
     def remove() -> None:
         _undo(undo)
-        for target in list(taken):
-            _handles.pop(target, None)
+        for weak in taken:
+            if (target := weak()) is not None:
+                _handles.pop(target, None)
 
     handle = Handle(remove)
     for target in targets:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from omni_cfgp.cfg_config import Seeds
+from omni_cfgp.operands import leaves
 from omni_group_coordinator import GroupCoordinator, ParallelError, RankMismatchError
 
 _LATENTS = "latents"
@@ -33,7 +34,7 @@ def agree(
         RankMismatchError: On every rank alike: arguments differ, or random states do and that
             was to be an error.
     """
-    generators = list(_generators((args, dict(kwargs))))
+    generators = [leaf for leaf in leaves((args, dict(kwargs))) if isinstance(leaf, Generator)]
     sources = _random(generators, kwargs, group, seeds)
     random = [_digest(generator.get_state()) for generator in sources]
     given = {str(index): _describe(value) for index, value in enumerate(args)}
@@ -93,17 +94,6 @@ def _digest(tensor: Tensor) -> str:
 
 
 # -- random numbers ----------------------------------------------------------------------------
-
-
-def _generators(value: object) -> Iterator[Generator]:
-    if isinstance(value, Generator):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _generators(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _generators(item)
 
 
 def _random(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch.distributed as dist
 from torch import Tensor
@@ -37,6 +37,39 @@ class GroupCoordinator(GroupMessages):
             collectives.check_reduce(input_)
             return input_
         return collectives.all_reduce(self.checked, input_, op)
+
+    @overload
+    def all_gather(
+        self,
+        input_: Tensor,
+        dim: int = 0,
+        separate_tensors: Literal[False] = False,
+        group: ProcessGroup | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def all_gather(
+        self,
+        input_: Tensor,
+        dim: int = 0,
+        *,
+        separate_tensors: Literal[True],
+        group: ProcessGroup | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> list[Tensor]: ...
+
+    @overload
+    def all_gather(
+        self,
+        input_: Tensor,
+        dim: int = 0,
+        separate_tensors: bool = False,
+        group: ProcessGroup | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]: ...
 
     def all_gather(
         self,

@@ -10,7 +10,8 @@ from omni_hsdp.hsdp_utils import is_transformer_block_module
 from omni_hsdp.ignored import WholeParameter
 from omni_hsdp.loading import load_hsdp_model
 from omni_hsdp.report import HSDPReport, hsdp_report
-from omni_hsdp.strategy import DENOISERS, HSDPStrategy, strategy
+from omni_hsdp.strategy import HSDPStrategy, strategy
+from omni_parallel_state.denoisers import DENOISERS
 
 __all__ = [
     "DENOISERS",

@@ -139,9 +139,7 @@ def choose_policy(model: nn.Module, *, free_bytes: int | None = None) -> GatherP
     free = _free_bytes(record.device) if free_bytes is None else free_bytes
     if record.gatherer is not None:
         mine = torch.tensor([free], dtype=torch.int64, device=record.device)
-        everyone = record.group.all_gather(mine)
-        assert isinstance(everyone, Tensor)
-        free = int(everyone.min())
+        free = int(record.group.all_gather(mine).min())
     root, blocks = record.gathered_bytes()
     found = policy_for(free, root, list(blocks.values()))
     return GatherPolicy(found.prefetch, found.keep, record.policy.cpu_offload)

@@ -140,13 +140,11 @@ class ShardedModel:
             msg = f"{parameter.name} is gathered at the moment; leave the gathered() block first"
             raise ParallelConfigError(msg)
         rows = [parameter.rows(rank, self.shard) for rank in range(self.shard)]
-        gathered = self.group.all_gather(
+        return self.group.all_gather(
             share.to_local().detach().to(self.device),
             dim=0,
             lengths=[part.stop - part.start for part in rows],
         )
-        assert isinstance(gathered, Tensor)
-        return gathered
 
     def modules(self) -> Iterator[nn.Module]:
         """The blocks and the model, in the order in which they were sharded."""

@@ -10,10 +10,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_hsdp.hsdp import ShardedHandle, apply_hsdp_to_model
 from omni_hsdp.hsdp_config import HSDPInferenceConfig
 from omni_parallel_state import Handle, ParallelState
-
-_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
-DENOISERS = (*_TRANSFORMERS, "unet", "prior", "decoder")
-"""Components of diffusers' pipelines that predict noise, where they are modules."""
+from omni_parallel_state.denoisers import DENOISERS
 
 
 class HSDPStrategy:

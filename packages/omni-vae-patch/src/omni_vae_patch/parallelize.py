@@ -15,17 +15,15 @@ from torch.distributed import ProcessGroup
 
 from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
+from omni_vae_patch.replaced_method import ReplacedMethod
 from omni_vae_patch.spatial.agreement import agreed
 from omni_vae_patch.spatial.exact_vae import ExactVae
-from omni_vae_patch.spatial.partition import HEIGHT, WIDTH
 from omni_vae_patch.spatial.verification import verify
-from omni_vae_patch.stand_in import StandIn
 from omni_vae_patch.tiles import TiledVae, enabled_tiling
 from omni_vae_patch.vae_config import VaeParallelConfig
 
 _log = logging.getLogger("omni_vae_patch")
 _handles: WeakKeyDictionary[Any, Handle] = WeakKeyDictionary()
-_SIDES = {"auto": (HEIGHT, WIDTH), "height": (HEIGHT,), "width": (WIDTH,)}
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _verified(vae: Any, group: GroupCoordinator, config: VaeParallelConfig, what
         exact = agreed(group, what, make)
         if config.verify:
             with _as_config_error(vae):
-                verify(vae, exact, group, _SIDES[config.dim])
+                verify(vae, exact, group)
     except BaseException:
         for one in made:
             one.remove()
@@ -152,13 +150,13 @@ def _tiled(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Rep
 def _replace(vae: Any, new: _Replacement) -> Handle:
     weak = ref(vae)
     methods = {"decode": new.decode, "encode": new.encode}
-    stand_ins = [
-        StandIn(vae, name, method) for name, method in methods.items() if hasattr(vae, name)
+    replaced = [
+        ReplacedMethod(vae, name, method) for name, method in methods.items() if hasattr(vae, name)
     ]
 
     def undo() -> None:
-        for stand_in in reversed(stand_ins):
-            stand_in.remove()
+        for one in reversed(replaced):
+            one.remove()
         new.undo()
         _forget(weak)
 

@@ -69,9 +69,6 @@ def gathered(
     """The blocks of all ranks as one, in rank order, by one all-gather of keys and values."""
     lengths = [sum(run.length for run in of_rank) for of_rank in runs]
     both = group.all_gather(torch.cat([key, value], 3), 1, lengths=lengths)
-    if not isinstance(both, Tensor):
-        msg = "all_gather without separate_tensors returned a list"
-        raise TypeError(msg)
     key, value = torch.split(both, [key.shape[3], value.shape[3]], 3)
     return KeyBlock(key, value, tuple(run for of_rank in runs for run in of_rank))
 

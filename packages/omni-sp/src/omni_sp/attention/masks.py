@@ -133,7 +133,7 @@ def _gathered(mask: Tensor, shards: SequenceShards, group: GroupCoordinator, dim
     parts = [joined] if shared is None else [joined, shared]
     runs = [run for rank in range(group.world_size) for run in shards.runs(rank)]
     runs += shards.replicated_runs()
-    return in_natural_order(torch.cat(parts, dim), runs, dim)  # type: ignore[arg-type]
+    return in_natural_order(torch.cat(parts, dim), runs, dim)
 
 
 def in_natural_order(tensor: Tensor, runs: Sequence[Run], dim: int) -> Tensor:

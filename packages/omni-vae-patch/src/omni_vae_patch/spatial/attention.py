@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state.rebinding import subclass_with
-from omni_vae_patch.spatial.attributes import put
+from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from omni_group_coordinator import ParallelConfigError
-from omni_vae_patch.spatial.attributes import put
+from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 

@@ -31,6 +31,10 @@ class ExactVae:
         group: The ranks.
         config: Which side, and who gets the result.
 
+    Attributes:
+        geometry: The shape of its latents and samples.
+        dims: The sides that may be sharded.
+
     Raises:
         ParallelConfigError: A module mixes positions in space in a way that is not known.
     """
@@ -40,7 +44,7 @@ class ExactVae:
         self.geometry: Geometry = geometry_of(vae)
         self._vae = vae
         self._group = group
-        self._dims = _DIMS[config.dim]
+        self.dims = _DIMS[config.dim]
         self._methods: dict[str, Callable[..., Any]] = {
             name: getattr(vae, name) for name in ("decode", "encode") if hasattr(vae, name)
         }
@@ -112,7 +116,7 @@ class ExactVae:
 
     def _partition(self, height: int, width: int) -> Partition:
         ranks, least = self._group.world_size, self.geometry.least
-        return best_partition(height, width, ranks, self._dims, least)
+        return best_partition(height, width, ranks, self.dims, least)
 
     def whole(self, method: str, x: Tensor, **kwargs: Any) -> Any:
         """A call of ``decode`` or ``encode`` on this rank alone."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from omni_vae_patch.spatial.attributes import put
+from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
 

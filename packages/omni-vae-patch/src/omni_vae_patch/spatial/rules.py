@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError
+from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.attention import shard_attention, shard_linear_attention
-from omni_vae_patch.spatial.attributes import put
 from omni_vae_patch.spatial.convolutions import shard_convolution
 from omni_vae_patch.spatial.noise import shard_noise
 from omni_vae_patch.spatial.norms import shard_group_norm

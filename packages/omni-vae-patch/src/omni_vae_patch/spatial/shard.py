@@ -105,11 +105,7 @@ class SpatialShard:
 
     def _gathered(self, x: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
         if self._partition.active == self._group.world_size:
-            whole = self._group.all_gather(x, dim, lengths=lengths)
-            if not isinstance(whole, Tensor):
-                msg = "all_gather without separate_tensors returned a list"
-                raise TypeError(msg)
-            return whole
+            return self._group.all_gather(x, dim, lengths=lengths)
         # A collective would wait for the ranks without rows: messages among the others.
         before, after = halo_exchange(x, dim, sum(lengths), sum(lengths), self._group, lengths)
         return torch.cat([before, x, after], dim)

@@ -139,8 +139,4 @@ class ShardedCall:
     def _whole(self, tensor: Tensor, dim: int, lengths: list[int]) -> Tensor | None:
         if self._result == "first":
             return self._group.gather(tensor, 0, dim, lengths=lengths)
-        found = self._group.all_gather(tensor, dim, lengths=lengths)
-        if not isinstance(found, Tensor):
-            msg = "all_gather without separate_tensors returned a list"
-            raise TypeError(msg)
-        return found
+        return self._group.all_gather(tensor, dim, lengths=lengths)

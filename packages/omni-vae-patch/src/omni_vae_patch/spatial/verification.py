@@ -103,14 +103,13 @@ def _first(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def verify(vae: Any, exact: ExactVae, group: GroupCoordinator, dims: tuple[int, ...]) -> None:
+def verify(vae: Any, exact: ExactVae, group: GroupCoordinator) -> None:
     """Compare an autoencoder on shards with itself.
 
     Args:
         vae: The autoencoder, rules applied.
         exact: Makes its calls.
         group: The ranks.
-        dims: The sides to shard.
 
     Raises:
         ParallelConfigError: On every rank: it differs; names the first module that does.
@@ -118,7 +117,7 @@ def verify(vae: Any, exact: ExactVae, group: GroupCoordinator, dims: tuple[int, 
     geometry = exact.geometry
     even = group.world_size * max(2, geometry.least)
     # First shards of one size: where a module does not take them, every rank says so at once.
-    for side, sides in ((even, dims), (even + 1, dims[:1])):
+    for side, sides in ((even, exact.dims), (even + 1, exact.dims[:1])):
         latent = random_latent(vae, geometry.channels, geometry.is_video, side)
         with kept_random_state(latent.device):
             more = extra_arguments(vae, latent)

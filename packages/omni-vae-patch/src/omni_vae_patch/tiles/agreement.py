@@ -86,17 +86,12 @@ def settle(
         error = None if isinstance(attempt.error, PeerStoppedError) else attempt.error
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
         report = None if error is None else f"{type(error).__name__}: {error}"
-        said = _all_say(group, [report, out_of_memory, plan, note])
+        said = group.all_gather_object([report, out_of_memory, plan, note])
         _check(group, what, attempt, said)
         return [rest[-1] for rest in said]
     if attempt.error is not None:
         raise attempt.error
     return None
-
-
-def _all_say(group: GroupCoordinator, value: Plain) -> list[Plain]:
-    me, ranks = group.rank_in_group, range(group.world_size)
-    return [group.broadcast_object(value if rank == me else None, rank) for rank in ranks]
 
 
 def _check(group: GroupCoordinator, what: str, attempt: Attempt, said: Sequence[Plain]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from omni_vae_patch.attributes import put
+
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 """Of the arguments and keyword arguments of a call."""
 
@@ -60,13 +62,8 @@ def intercepted(vae: Any, name: str, answer: Answer) -> Iterator[None]:
     for its submodules: the module tree, its hooks and what torch.compile made of it stay as they
     are.
     """
-    network, missing = getattr(vae, name), object()
-    before = vae.__dict__.get(name, missing)
-    vae.__dict__[name] = NetworkStandIn(network, answer)
+    undo = put(vae, name, NetworkStandIn(getattr(vae, name), answer))
     try:
         yield
     finally:
-        if before is missing:
-            del vae.__dict__[name]
-        else:
-            vae.__dict__[name] = before
+        undo()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-from omni_vae_patch.spatial.attributes import put
+from omni_vae_patch.attributes import put
 
 
-class StandIn:
+class ReplacedMethod:
     """Stands in the place of ``decode`` or ``encode`` of one autoencoder.
 
     It has the signature of the original, which pipelines look at. Whoever has kept it calls the

@@ -27,9 +27,9 @@ from toy_denoisers import (
 )
 
 from omni_cfgp import DENOISERS, CFGParallelConfig, apply_cfg_parallel, strategy
-from omni_cfgp.waiting import is_deferred
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state.denoising.waiting import is_deferred
 
 LATENTS = seeded(1, 6, WIDTH, seed=5)
 

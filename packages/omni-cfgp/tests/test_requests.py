@@ -18,7 +18,7 @@ from toy_denoisers import (
     text_of,
 )
 
-from omni_cfgp.requests import agree
+from omni_parallel_state.denoising.requests import agree
 
 
 def generator(seed: int) -> torch.Generator:

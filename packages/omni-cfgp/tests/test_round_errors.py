@@ -25,9 +25,9 @@ from toy_denoisers import (
     text_of,
 )
 
-from omni_cfgp.waiting import resolve_all
 from omni_group_coordinator import ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state.denoising.waiting import resolve_all
 
 LATENTS = seeded(1, 6, WIDTH, seed=5)
 

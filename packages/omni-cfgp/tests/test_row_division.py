@@ -24,8 +24,8 @@ from toy_denoisers import (
     seeded,
 )
 
-from omni_cfgp.waiting import resolve, resolve_all
 from omni_group_coordinator import record_traffic
+from omni_parallel_state.denoising.waiting import resolve, resolve_all
 
 LATENTS = seeded(1, 6, WIDTH, seed=5)
 ODD: dict[str, Any] = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omni_cfgp import CFGParallelConfig, apply_cfg_parallel, guided_by_stages
-from omni_cfgp.waiting import resolve
 from omni_parallel_state import Handle, ParallelLayout, ParallelState
+from omni_parallel_state.denoising.waiting import resolve
 
 WIDTH = 8
 

@@ -284,6 +284,32 @@ def test_a_channel_sends_metadata_at_its_first_use_only(ranks: RankPool):
     ranks.run(use_a_channel)
 
 
+def receive_into_buffers() -> None:
+    group = everyone()
+    if group.rank == 0:
+        for turn in range(3):
+            wait_all(group.isend_registered("latent", {"a": seeded(turn, 2, 3)}))
+        return
+    got, works = group.irecv_registered("latent")
+    wait_all(works)
+    buffer = torch.full((2, 3), torch.nan)
+    for turn in (1, 2):
+        message = raised(
+            lambda: group.irecv_registered("latent", buffers={"a": torch.empty(3, 2)}),
+            RankMismatchError,
+        )
+        assert "a: (2, 3) float32 cpu, but the given buffers have a: (3, 2) float32 cpu" in message
+        into, works = group.irecv_registered("latent", buffers={"a": buffer})
+        wait_all(works)
+        assert into["a"] is buffer
+        same(buffer, seeded(turn, 2, 3))
+    same(got["a"], seeded(0, 2, 3))
+
+
+def test_a_channel_receives_into_buffers_that_are_given(ranks: RankPool):
+    ranks.run(receive_into_buffers)
+
+
 def drift() -> None:
     group = everyone(timeout=timedelta(seconds=5))
     first = {"a": seeded(1, 2, 3), "b": seeded(2, 2)}

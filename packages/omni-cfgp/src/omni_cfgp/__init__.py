@@ -7,7 +7,7 @@ from omni_cfgp.cfg_parallel import CFGParallelMixin
 from omni_cfgp.guidance import guided, guided_by_stages, rescaled
 from omni_cfgp.hooks import apply_cfg_parallel
 from omni_cfgp.strategy import CFGParallelStrategy, strategy
-from omni_parallel_state.denoisers import DENOISERS
+from omni_parallel_state.denoising.names import DENOISERS
 
 __all__ = [
     "DENOISERS",

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state.denoising.requests import Seeds
 
 Division = Literal["auto", "branches", "rows"]
 """What one rank computes: a call of the denoiser for one branch, or rows of a batch of branches."""
-
-Seeds = Literal["broadcast", "error"]
-"""What happens when the ranks of one image draw different random numbers."""
 
 
 @dataclass(frozen=True)

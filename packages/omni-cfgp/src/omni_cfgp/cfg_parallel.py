@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from omni_cfgp.branches import assign_branches
-from omni_cfgp.cfg_config import Seeds
 from omni_cfgp.exchange import BranchExchange, Work
 from omni_cfgp.first_step import FirstSteps, agreed_inputs, agreed_latents
 from omni_cfgp.guidance import Prediction, guided, guided_by_stages, rescaled, stage_scales
 from omni_cfgp.outcome import Outcome
-from omni_cfgp.signature import cost, signature
 from omni_group_coordinator import GroupCoordinator, ParallelError
 from omni_parallel_state import get_parallel_state
+from omni_parallel_state.denoising.requests import Seeds
+from omni_parallel_state.denoising.signature import cost, signature
 
 _log = logging.getLogger("omni_cfgp")
 _predictions, _steps = FirstSteps(), FirstSteps()

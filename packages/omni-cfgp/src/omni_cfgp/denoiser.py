@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from omni_group_coordinator import ParallelError
-
-_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,3 @@ class Denoiser:
             if (registry := getattr(module, "_diffusers_hook", None)) is not None
             for hook in registry.hooks.values()
         )
-
-
-def writes_elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call may leave something behind in its arguments, such as keys in a cache.
-
-    By the name, or because an argument is neither a tensor nor plain data.
-    """
-    caches = ("cache" in name and not isinstance(v, _PLAIN) for name, v in kwargs.items())
-    return any(caches) or not all(_is_data(value) for value in (*args, *kwargs.values()))
-
-
-def _is_data(value: object) -> bool:
-    if isinstance(value, (Tensor, *_PLAIN)):
-        return True
-    if isinstance(value, tuple | list):
-        return all(_is_data(item) for item in value)
-    if isinstance(value, Mapping):
-        return all(_is_data(item) for item in value.values())
-    return type(value).__module__ in ("torch", "numpy")

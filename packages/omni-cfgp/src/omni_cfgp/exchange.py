@@ -11,9 +11,9 @@ from torch import Tensor
 
 from omni_cfgp.failure_marks import MARK_BYTES, FailureMarks, marked
 from omni_cfgp.outcome import Outcome
-from omni_cfgp.signature import same_inputs
-from omni_cfgp.structure import Plain, rebuild, tensor_specs, tensors_in
 from omni_group_coordinator import GroupCoordinator, ParallelError, RankMismatchError
+from omni_parallel_state.denoising.signature import same_inputs
+from omni_parallel_state.denoising.structure import Plain, rebuild, tensor_specs, tensors_in
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 
-from omni_cfgp.cfg_config import Seeds
-from omni_cfgp.signature import fingerprint, same_inputs
 from omni_group_coordinator import GroupCoordinator, RankMismatchError
+from omni_parallel_state.denoising.requests import Seeds
+from omni_parallel_state.denoising.signature import fingerprint, same_inputs
 
 
 class FirstSteps:

@@ -7,12 +7,13 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from omni_cfgp.application import Undo, divide_denoiser, watch_pipeline, watch_scheduler
+from omni_cfgp.application import divide_denoiser, watch_pipeline
 from omni_cfgp.cfg_config import CFGParallelConfig
 from omni_cfgp.rounds import Rounds
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
-from omni_parallel_state.denoisers import DENOISERS
+from omni_parallel_state.denoising.names import DENOISERS
+from omni_parallel_state.denoising.replaced_calls import Undo, watch_scheduler
 
 _handles: WeakKeyDictionary[Any, Handle] = WeakKeyDictionary()
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from omni_cfgp.structure import Plain, describe, tensors_in
 from omni_group_coordinator import ParallelError
+from omni_parallel_state.denoising.structure import Plain, describe, tensors_in
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ import torch
 
 from omni_cfgp.branches import least_loaded
 from omni_cfgp.cfg_config import CFGParallelConfig
-from omni_cfgp.deferred import Deferred
-from omni_cfgp.denoiser import Denoiser, writes_elsewhere
+from omni_cfgp.denoiser import Denoiser
 from omni_cfgp.exchange import BranchExchange, Work
 from omni_cfgp.outcome import Outcome
-from omni_cfgp.row_division import RowDivision, joined
-from omni_cfgp.rows import RowPlan, sample_of
-from omni_cfgp.signature import cost, fingerprint, signature
-from omni_cfgp.structure import without_content
-from omni_cfgp.waiting import Waiting, fill, perform, resolve_all
+from omni_cfgp.row_division import RowDivision
 from omni_group_coordinator import GroupCoordinator, ParallelError, split_sizes
+from omni_parallel_state.denoising.arguments import writes_elsewhere
+from omni_parallel_state.denoising.deferred import Deferred
+from omni_parallel_state.denoising.row_results import joined
+from omni_parallel_state.denoising.rows import RowPlan, sample_of
+from omni_parallel_state.denoising.signature import cost, fingerprint, signature
+from omni_parallel_state.denoising.structure import without_content
+from omni_parallel_state.denoising.waiting import Waiting, fill, perform, resolve_all
 
 _log = logging.getLogger("omni_cfgp")
 

@@ -193,26 +193,31 @@ class GroupMessages(GroupMembership):
         return self._channels.isend(group, name, tensors, peer)
 
     def irecv_registered(
-        self, name: str, src: int | None = None
+        self,
+        name: str,
+        src: int | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], list[PendingWork]]:
         """Start receiving the tensors of a channel; only the first use waits for metadata.
 
         Args:
             name: The channel.
             src: Group rank; default: the previous.
+            buffers: Contiguous tensors to receive into, such as those of an earlier message of
+                this channel that nothing needs any more; default: new ones.
 
         Returns:
-            New tensors, to be read once every work has been waited for, and the works.
+            The tensors, to be read once every work has been waited for, and the works.
 
         Raises:
             RankMismatchError: The first message is of another channel, or brings other tensors
-                than were registered. The sender has posted its tensors by then: destroy the
-                group.
+                than were registered, or than the buffers have room for. The sender has posted its
+                tensors by then: destroy the group.
         """
         if self.world_size == 1:
             return {}, []
         group, peer = self._peer(src, self.group_prev_rank, "src")
-        return self._channels.irecv(group, name, peer, self.device)
+        return self._channels.irecv(group, name, peer, self.device, buffers)
 
     def reset_channels(self) -> None:
         """Forget every channel; call it on all ranks of the group."""

@@ -257,19 +257,34 @@ class Channels:
         return works + isend_tensors(group, tensors.values(), dst, "send channel")
 
     def irecv(
-        self, group: CheckedGroup, name: str, src: int, device: torch.device
+        self,
+        group: CheckedGroup,
+        name: str,
+        src: int,
+        device: torch.device,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], list[PendingWork]]:
-        """Post the buffers of one message.
+        """Post the buffers of one message: those given, else new ones.
 
         Raises:
             RankMismatchError: The first message is of another channel, or brings other tensors
-                than were registered.
+                than were registered, or than the given buffers have room for.
         """
         specs = self._known.get((name, src))
         if specs is None:
             specs = self._known[name, src] = self._first(group, name, src)
-        tensors, works = irecv_tensors(group, specs.values(), src, device, "receive channel")
-        return dict(zip(specs, tensors, strict=True)), works
+        if buffers is None:
+            tensors, works = irecv_tensors(group, specs.values(), src, device, "receive channel")
+            return dict(zip(specs, tensors, strict=True)), works
+        room = {key: TensorSpec.of(tensor) for key, tensor in buffers.items()}
+        if room != specs:
+            raise RankMismatchError(_drift(name, "the given buffers have", specs, room))
+        works = [
+            group.irecv(buffers[key], src, "receive channel")
+            for key, spec in specs.items()
+            if spec.shape.numel()
+        ]
+        return dict(buffers), works
 
     def _first(self, group: CheckedGroup, name: str, src: int) -> dict[str, TensorSpec]:
         header = recv_object(group, src)

@@ -11,7 +11,7 @@ from omni_hsdp.ignored import WholeParameter
 from omni_hsdp.loading import load_hsdp_model
 from omni_hsdp.report import HSDPReport, hsdp_report
 from omni_hsdp.strategy import HSDPStrategy, strategy
-from omni_parallel_state.denoisers import DENOISERS
+from omni_parallel_state.denoising.names import DENOISERS
 
 __all__ = [
     "DENOISERS",

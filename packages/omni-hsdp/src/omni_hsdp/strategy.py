@@ -10,7 +10,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_hsdp.hsdp import ShardedHandle, apply_hsdp_to_model
 from omni_hsdp.hsdp_config import HSDPInferenceConfig
 from omni_parallel_state import Handle, ParallelState
-from omni_parallel_state.denoisers import DENOISERS
+from omni_parallel_state.denoising.names import DENOISERS
 
 
 class HSDPStrategy:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from omni_cfgp.cfg_config import Seeds
-from omni_cfgp.operands import leaves
 from omni_group_coordinator import GroupCoordinator, ParallelError, RankMismatchError
+from omni_parallel_state.denoising.operands import leaves
 
 _LATENTS = "latents"
+
+Seeds = Literal["broadcast", "error"]
+"""What happens when the ranks of one image draw different random numbers."""
 
 
 def agree(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from toy_denoisers import seeded
+from toy_results import seeded
 from toy_round import Round
 
-from omni_cfgp.waiting import resolve
 from omni_group_coordinator import ParallelError
+from omni_parallel_state.denoising.waiting import resolve
 
 VALUE = seeded(2, 3)
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from toy_denoisers import Output, seeded
+from toy_results import Output, seeded
 from toy_round import Round
 
-from omni_cfgp.waiting import arrived, is_deferred, resolve
 from omni_group_coordinator import ParallelError
+from omni_parallel_state.denoising.waiting import arrived, is_deferred, resolve
 
 
 def same(found: Any, expected: Any) -> None:

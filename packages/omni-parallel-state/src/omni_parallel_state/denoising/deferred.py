@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from omni_cfgp.operands import Operands, isinstance_tensor, leaves
-from omni_cfgp.waiting import (
+from omni_parallel_state.denoising.operands import Operands, isinstance_tensor, leaves
+from omni_parallel_state.denoising.waiting import (
     Waiting,
     arrived,
     is_deferred,

@@ -7,8 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from omni_cfgp.waiting import arrived, is_deferred, like_of, resolve, resolve_all
 from omni_group_coordinator import ParallelError
+from omni_parallel_state.denoising.waiting import (
+    arrived,
+    is_deferred,
+    like_of,
+    resolve,
+    resolve_all,
+)
 
 
 class Operands:

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_denoisers import seeded
+from toy_results import seeded
 
-from omni_cfgp.structure import describe, rebuild, tensor_specs, tensors_in
 from omni_group_coordinator import ParallelError
+from omni_parallel_state.denoising.structure import describe, rebuild, tensor_specs, tensors_in
 
 
 class Outer:

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_denoisers import Output, same, seeded
+from toy_results import Output, same, seeded
 
-from omni_cfgp.row_division import joined, rows_of
-from omni_cfgp.rows import RowPlan, plan_rows
+from omni_parallel_state.denoising.row_results import joined, rows_of
+from omni_parallel_state.denoising.rows import RowPlan, plan_rows
 
 NAMES = ["hidden_states", "timestep", "encoder_hidden_states"]
 

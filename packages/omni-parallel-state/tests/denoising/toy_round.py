@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from omni_cfgp.deferred import Deferred
-from omni_cfgp.structure import describe, without_content
-from omni_cfgp.waiting import arrived, fill, perform
+from omni_parallel_state.denoising.deferred import Deferred
+from omni_parallel_state.denoising.structure import describe, without_content
+from omni_parallel_state.denoising.waiting import arrived, fill, perform
 
 
 def like(value: Any) -> Any:

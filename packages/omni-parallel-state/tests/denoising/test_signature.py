@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from toy_denoisers import seeded
+from toy_results import seeded
 
-from omni_cfgp.signature import cost, fingerprint, same_inputs, signature
+from omni_parallel_state.denoising.signature import cost, fingerprint, same_inputs, signature
 
 X = seeded(2, 3, 4)
 

@@ -1,0 +1,1 @@
+"""What strategies share that change how a pipeline calls its denoiser."""

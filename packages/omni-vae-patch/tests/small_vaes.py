@@ -52,6 +52,18 @@ class SmallVae(nn.Module):
         return self.encoder(x)
 
 
+class LessItsMean(nn.Module):
+    """Mixes all positions, in its own forward and by no module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean((-2, -1), keepdim=True)
+
+
+def state_of(vae: nn.Module) -> dict[str, Any]:
+    """What of an autoencoder must be as it was."""
+    return {name: (type(one), set(vars(one))) for name, one in vae.named_modules()}
+
+
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Values whose mean and size change along height and width, the same on every rank."""
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_vaes import SmallVae, error, everyone, random
+from small_vaes import SmallVae, error, everyone, random, text_of
 from stock_autoencoders import CASES, decoded, encoded
 
 from omni_group_coordinator import GroupCoordinator
@@ -68,21 +68,68 @@ def test_a_result_for_the_first_is_none_elsewhere(ranks):
     assert others == [[None, None]] * 2
 
 
+SLICING = ["kl", "flux2", "dc", "wan-2.1", "qwen-image", "cogvideox", "hunyuan-video", "ltx-video"]
+
+
 @torch.no_grad()
-def sliced() -> list[float]:
-    vae, z, x = kl(), random(3, 4, 7, 5), random(3, 3, 28, 20)
-    image, latent = vae.decode(z).sample, vae.encode(x).latent_dist.parameters
-    vae.enable_slicing()
+def batched(name: str, slicing: bool) -> list[float]:
+    """Of a batch of three, the samples of which differ."""
+    case = CASES[name]
+    vae = case.build()
+    z = torch.cat([case.latent(5, 4, seed) for seed in range(3)])
+    x = torch.cat([case.sample(5, 4, seed) for seed in range(3)])
+    image, latent = decoded(vae, z), encoded(vae, x)
+    if slicing:
+        vae.enable_slicing()
     with parallelize_vae(vae, UNVERIFIED, group=everyone()):
-        return [
-            error(vae.decode(z).sample, image),
-            error(vae.encode(x).latent_dist.parameters, latent),
-            error(vae.decode(z, return_dict=False)[0], image),
-        ]
+        return [error(decoded(vae, z), image), error(encoded(vae, x), latent)]
 
 
-def test_samples_may_be_taken_one_by_one(ranks):
-    assert max(value for found in ranks.run(sliced) for value in found) <= 1e-5
+@pytest.mark.parametrize("slicing", [True, False], ids=["one by one", "at once"])
+@pytest.mark.parametrize("name", SLICING)
+def test_a_batch_is_decoded_and_encoded_at_once_or_one_by_one(ranks, name, slicing):
+    found = ranks.run(batched, name, slicing, world_size=3, timeout=90)
+    assert max(value for errors in found for value in errors) <= 1e-5
+
+
+@torch.no_grad()
+def along(name: str, dim: str) -> list[float]:
+    case = CASES[name]
+    vae, z, x = case.build(), case.latent(9, 9, 0), case.sample(9, 9, 0)
+    image, latent = decoded(vae, z), encoded(vae, x)
+    with parallelize_vae(vae, VaeParallelConfig("exact", dim, verify=False), group=everyone()):
+        return [error(decoded(vae, z), image), error(encoded(vae, x), latent)]
+
+
+@pytest.mark.parametrize(("world_size", "dim"), [(3, "width"), (4, "height")])
+@pytest.mark.parametrize("name", ["kl", "dc", "wan-2.1", "ltx2-video", "hunyuan-video"])
+def test_either_side_may_lie_on_any_number_of_ranks(ranks, name, world_size, dim):
+    found = ranks.run(along, name, dim, world_size=world_size, timeout=90)
+    assert max(value for errors in found for value in errors) <= 1e-5
+
+
+def with_gradients(dtype: torch.dtype) -> list[Any]:
+    vae, group = SmallVae().to(dtype), everyone()
+    z = random(1, 4, 7, 5, dtype=dtype)
+    alone = vae.decode(z)
+    with parallelize_vae(vae, UNVERIFIED, group=group):
+        one = z.clone().requires_grad_(group.rank_in_group == 1)
+        found: list[Any] = [text_of(lambda: vae.decode(one))]
+        with torch.no_grad():
+            found.append(error(vae.decode(one), alone))
+        vae.requires_grad_(True)
+        whole = vae.decode(z)
+        found += [error(whole.detach(), alone), whole.requires_grad]
+    return found
+
+
+def test_gradients_are_refused_not_dropped(ranks):
+    """By an input that asks for them; of weights that do, the result says that it has none."""
+    results = ranks.run(with_gradients, torch.float32)
+    for text, off, again, asks in results:
+        assert "the input asks for gradients" in text
+        assert max(off, again) <= 1e-5
+        assert asks is False
 
 
 @torch.no_grad()
@@ -107,22 +154,23 @@ def test_tiling_is_ignored_and_left_on(ranks):
 
 
 @torch.no_grad()
-def in_bfloat16(name: str) -> tuple[float, float]:
+def in_half(name: str, dtype: torch.dtype) -> tuple[float, float]:
     """The error of the ranks, and of one rank, against float32."""
     case, vae = CASES[name], CASES[name].build()
-    z = case.latent(6, 5, 0).bfloat16()
+    z = case.latent(6, 5, 0).to(dtype)
     truth = decoded(vae, z.float())
-    vae = vae.to(torch.bfloat16)
+    vae = vae.to(dtype)
     alone = decoded(vae, z)
     with parallelize_vae(vae, EXACT, group=everyone()):
         found = decoded(vae, z)
-    assert found.dtype is torch.bfloat16
+    assert found.dtype is dtype
     return error(found.float(), truth), error(alone.float(), truth)
 
 
-@pytest.mark.parametrize("name", ["kl", "wan-2.1"])
-def test_bfloat16_passes_the_check_and_is_as_good_as_on_one_rank(ranks, name):
-    for found, alone in ranks.run(in_bfloat16, name):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["kl", "dc", "wan-2.1", "ltx-video", "cogvideox"])
+def test_half_precision_passes_the_check_and_is_as_good_as_on_one_rank(ranks, name, dtype):
+    for found, alone in ranks.run(in_half, name, dtype, timeout=90):
         assert found <= 1.5 * alone + 1e-3
 
 

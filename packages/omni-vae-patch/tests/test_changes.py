@@ -82,8 +82,8 @@ def out_of_memory_between_modules() -> list[Any]:
 
 def test_out_of_memory_between_modules_is_raised_on_all(ranks):
     for joining, off, exchanging, again in ranks.run(out_of_memory_between_modules, timeout=40):
-        assert joining.startswith("OutOfMemoryError")
-        assert exchanging.startswith("OutOfMemoryError")
+        assert joining.split(":")[0].endswith("OutOfMemoryError")
+        assert exchanging.split(":")[0].endswith("OutOfMemoryError")
         assert max(off, again) <= 1e-5
 
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vaes import error, everyone, on_shards, part_of, random, text_of
+from small_vaes import error, everyone, on_shards, part_of, random
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from omni_vae_patch.spatial.convolutions import least_rows, shard_convolution
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, partition
-from omni_vae_patch.spatial.region import Region
 
 
 @dataclass(frozen=True)
@@ -184,15 +183,6 @@ def test_a_shard_of_the_least_rows_is_enough(ranks):
     mirrored = Case((3, 3), (1, 1), (1, 1), (1, 1), "reflect")
     every += [replace(mirrored, rows=rows) for rows in (2, 3, 4, 7)]
     check(ranks, every, 4)
-
-
-def test_what_pads_around_the_whole_or_unevenly_is_refused():
-    around = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
-    uneven = nn.Conv2d(4, 4, 2, padding="same")
-    for module, why in ((around, "pads around the whole"), (uneven, "pads unevenly")):
-        text = text_of(lambda module=module: shard_convolution("net.conv", module, Region()))
-        assert f"ParallelConfigError: module 'net.conv', a Conv2d, {why}" in text
-        assert "_conv_forward" not in vars(module)
 
 
 def test_the_inputs_tell_a_halo_from_its_absence():

@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_vaes import SmallVae, error, everyone, random, text_of
+from small_vaes import LessItsMean, SmallVae, error, everyone, random, state_of, text_of
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import ParallelLayout, ParallelState
-from omni_vae_patch import VaeParallelConfig, nothing_to_do, parallelize_vae, register_rule
-from omni_vae_patch.spatial import rules
+from omni_vae_patch import VaeParallelConfig, parallelize_vae
 
 EXACT = VaeParallelConfig("exact")
 UNVERIFIED = VaeParallelConfig("exact", verify=False)
 LATENT = random(1, 4, 7, 5)
-
-
-def state_of(vae: nn.Module) -> dict[str, Any]:
-    """What of an autoencoder must be as it was."""
-    return {name: (type(one), set(vars(one))) for name, one in vae.named_modules()}
 
 
 # -- what is refused ---------------------------------------------------------------------------
@@ -92,13 +86,6 @@ def test_bad_input_is_said_on_every_rank_and_the_next_call_is_right(ranks):
         assert off <= 1e-5
 
 
-class LessItsMean(nn.Module):
-    """Mixes all positions, in its own forward and by no module."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean((-2, -1), keepdim=True)
-
-
 class LessItsMeanAcross(nn.Module):
     """Right as long as height is sharded."""
 
@@ -115,12 +102,23 @@ class FixedRows(nn.Module):
 
 UNKNOWN: dict[str, nn.Module] = {
     "InstanceNorm2d": nn.InstanceNorm2d(8),
-    "AdaptiveAvgPool2d": nn.AdaptiveAvgPool2d(4),
-    "Upsample": nn.Upsample(scale_factor=2, mode="bilinear"),
     "MultiheadAttention": nn.MultiheadAttention(8, 2),
-    "ConvTranspose2d": nn.ConvTranspose2d(8, 8, 2, 2),
+    "Unfold": nn.Unfold(3),
+    "Flatten": nn.Flatten(),
+    "Softmax": nn.Softmax(-1),
+    "LayerNorm": nn.LayerNorm((8, 4, 4)),
+    "GLU": nn.GLU(),
 }
-CIRCULAR = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+REFUSED: dict[str, tuple[nn.Module, str]] = {
+    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d(4), "pools to [4, 4], of which a rank has no part"),
+    "MaxPool2d": (nn.MaxPool2d(2, return_indices=True), "returns positions"),
+    "LPPool2d": (nn.LPPool2d(2, 3, 1), "has windows that overlap"),
+    "ZeroPad2d": (nn.ZeroPad2d((0, 0, -1, 0)), "pads by (0, 0, -1, 0)"),
+    "Upsample": (
+        nn.Upsample(scale_factor=2, mode="bicubic", align_corners=True),
+        "interpolates by 'bicubic' with align_corners=True",
+    ),
+}
 MIXING = [LessItsMean(), LessItsMeanAcross(), FixedRows()]
 
 
@@ -141,16 +139,70 @@ def found_out_each(modules: list[nn.Module], config: VaeParallelConfig) -> list[
 
 
 def test_a_module_of_an_unknown_kind_is_named_before_anything_runs(ranks):
-    modules = [*UNKNOWN.values(), CIRCULAR]
-    for results in ranks.run(found_out_each, modules, EXACT):
-        for name, (text, ran, same) in zip(UNKNOWN, results, strict=False):
+    for results in ranks.run(found_out_each, list(UNKNOWN.values()), EXACT):
+        for name, (text, ran, same) in zip(UNKNOWN, results, strict=True):
             assert f"ParallelConfigError: module 'decoder.3.0' is a {name}" in text
             assert "register_rule" in text
             assert ran == 0
             assert same
-        text, _, same = results[-1]
-        assert "module 'decoder.3.0', a Conv2d, pads around the whole" in text
-        assert same
+
+
+def test_a_module_that_cannot_be_exact_is_named_with_the_reason(ranks):
+    modules = [module for module, _ in REFUSED.values()]
+    for results in ranks.run(found_out_each, modules, EXACT):
+        for (name, (_, why)), (text, _, same) in zip(REFUSED.items(), results, strict=True):
+            assert f"ParallelConfigError: module 'decoder.3.0', a {name}, {why}" in text
+            assert "register_rule" in text
+            assert same
+
+
+OUT_OF_STEP: dict[str, tuple[nn.Module, str]] = {
+    "AvgPool2d": (nn.AvgPool2d(3, 1), "padding of 2 to 2 rows in all instead of 0"),
+    "MaxPool2d": (nn.MaxPool2d(3), "makes one row of 3"),
+    "ConvTranspose2d": (nn.ConvTranspose2d(8, 8, 4, 2), "a kernel of 2 rows"),
+    "Upsample": (nn.Upsample(scale_factor=1.3), "resizes by 1.3"),
+    "Conv2d": (nn.Conv2d(8, 8, 5, padding=1), "has 2 rows of padding"),
+    "valid": (nn.Conv2d(8, 8, 3), ""),
+    "padded, valid": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3)), "has 1 rows"),
+    "padded, not convolved": (
+        nn.Sequential(nn.ReflectionPad2d(1), nn.AvgPool2d(3, 1)),
+        "'decoder.3.0.0', a ReflectionPad2d, pads a shard, and module 'decoder.3.0.1'",
+    ),
+    "padded twice": (
+        nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8, 8, 5, padding=1)),
+        "legal: padding by one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_rows_out_of_step_are_an_error_on_all_ranks(ranks, world_size):
+    modules = [module for module, _ in OUT_OF_STEP.values()]
+    for results in ranks.run(found_out_each, modules, EXACT, world_size=world_size):
+        for (name, (_, why)), (text, _, same) in zip(OUT_OF_STEP.items(), results, strict=True):
+            assert text.startswith("ParallelConfigError"), name
+            assert why in text, name
+            assert "register_rule" in text or name == "valid"
+            assert same
+
+
+def on_odd_rows(modules: list[nn.Module]) -> list[str]:
+    """What a call says, without a check beforehand; and whether the group goes on."""
+    group, found = everyone(), []
+    for module in modules:
+        vae = SmallVae(nn.Sequential(module))
+        with parallelize_vae(vae, UNVERIFIED, group=group):
+            found.append(text_of(lambda vae=vae: vae.decode(LATENT)))
+    found.append(text_of(group.barrier))
+    return found
+
+
+def test_a_call_that_cannot_be_exact_is_an_error_also_without_the_check(ranks):
+    modules = [nn.AvgPool2d(2), nn.MaxPool2d(3, 1), nn.Upsample(scale_factor=0.5)]
+    for *found, last in ranks.run(on_odd_rows, modules, world_size=3, timeout=40):
+        for text in found:
+            assert "module 'decoder.3.0'" in text
+        assert last == "none"
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -167,50 +219,6 @@ def test_only_the_side_that_is_sharded_must_work(ranks):
     across = [LessItsMeanAcross()]
     for (text, _, _), *_ in ranks.run(found_out_each, across, VaeParallelConfig("exact", "width")):
         assert text == "none"
-
-
-class InstanceNormRule:
-    """What a user may write for a class of torch that is not known."""
-
-    def __call__(self, name: str, module: Any, region: Any) -> Any:
-        original = module.forward
-
-        def forward(x: Tensor) -> Tensor:
-            shard = region.shard
-            if shard is None:
-                return original(x)
-            counts = shard.lengths(x.shape[shard.dim], name)
-            whole = shard.gather(x, x.ndim + shard.dim, counts)
-            begin = sum(counts[: shard.rank])
-            return original(whole).narrow(shard.dim, begin, x.shape[shard.dim])
-
-        module.__dict__["forward"] = forward
-        return lambda: module.__dict__.pop("forward")
-
-
-def with_rules() -> list[float]:
-    group, found = everyone(), []
-    pieces: list[tuple[nn.Module, Any]] = [
-        (nn.InstanceNorm2d(8), InstanceNormRule()),
-        (nn.Softmax(1), nothing_to_do),
-        (LessItsMean(), InstanceNormRule()),
-    ]
-    for module, rule in pieces:
-        register_rule(type(module), rule)
-        try:
-            vae = SmallVae(module)
-            before, alone = state_of(vae), vae.decode(LATENT)
-            with parallelize_vae(vae, EXACT, group=group):
-                found.append(error(vae.decode(LATENT), alone))
-            assert state_of(vae) == before
-        finally:
-            del rules._registered[type(module)]
-    return found
-
-
-def test_a_rule_makes_an_unknown_module_work(ranks):
-    for found in ranks.run(with_rules, world_size=3):
-        assert max(found) <= 1e-5
 
 
 # -- applying and removing ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from omni_vae_patch.autoencoders import (
     TileTask,
 )
 from omni_vae_patch.parallelize import parallelize_vae
+from omni_vae_patch.spatial.attention import shard_attention
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.rules import nothing_to_do, register_rule
 from omni_vae_patch.spatial.shard import SpatialShard
@@ -39,6 +40,7 @@ __all__ = [
     "parallelize_vae",
     "register_rule",
     "seam_score",
+    "shard_attention",
     "strategy",
     "tiling_options",
 ]

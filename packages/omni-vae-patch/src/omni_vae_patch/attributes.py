@@ -27,3 +27,12 @@ def put(target: Any, name: str, value: Any) -> Undo:
             del members[name]
 
     return undo
+
+
+def plain_settings(target: Any) -> dict[str, bool | int | float | str]:
+    """The numbers, texts and switches that an object has as attributes of its own."""
+    return {
+        key: value
+        for key, value in vars(target).items()
+        if not key.startswith("_") and isinstance(value, bool | int | float | str)
+    }

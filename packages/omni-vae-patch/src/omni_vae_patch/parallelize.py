@@ -15,8 +15,8 @@ from torch.distributed import ProcessGroup
 
 from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
+from omni_vae_patch.agreement import agreed
 from omni_vae_patch.replaced_method import ReplacedMethod
-from omni_vae_patch.spatial.agreement import agreed
 from omni_vae_patch.spatial.exact_vae import ExactVae
 from omni_vae_patch.spatial.verification import verify
 from omni_vae_patch.tiles import TiledVae, enabled_tiling

@@ -17,6 +17,13 @@ def wan() -> nn.Module:
     return diffusers.AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
 
 
+def patched_wan() -> nn.Module:
+    """As that of Wan 2.1, of images that are cut into patches."""
+    return diffusers.AutoencoderKLWan(
+        base_dim=8, z_dim=16, num_res_blocks=1, in_channels=12, out_channels=12, patch_size=2
+    )
+
+
 def residual_wan() -> nn.Module:
     """The one of Wan 2.2: resized on a second path too, and images cut into patches."""
     return diffusers.AutoencoderKLWan(
@@ -74,6 +81,7 @@ CASES: dict[str, AutoencoderCase] = {
     case.name: case
     for case in (
         video_case("wan-2.1", wan, 16, 8, (3, 9), quiet=0.25),
+        video_case("wan-patched", patched_wan, 16, 16, (3, 9), quiet=0.25),
         video_case("wan-2.2", residual_wan, 24, 16, (3, 9), quiet=0.25),
         video_case("qwen-image", qwen_image, 16, 8, (3, 9), quiet=0.25),
         video_case("cogvideox", cogvideox, 4, 4, (5, 17)),

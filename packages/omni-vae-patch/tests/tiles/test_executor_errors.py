@@ -114,3 +114,53 @@ def test_ranks_that_cut_differently_are_told(ranks: Any) -> None:
     for text in ranks.run(execute, timeout=30):
         assert "(2, 4)" in text
         assert "(2, 3)" in text
+
+
+def twice_in_one_place(rank: int | None) -> tuple[str, bool]:
+    """The second tile is where the first is, on one rank or on all."""
+    executor, z = DistributedVaeExecutor(world_group()), torch.arange(12.0).reshape(2, 6)
+    works = pieces_of([3, 2, 1], lambda x: x + 1)
+    split = works.split
+
+    def twice(whole: Tensor) -> Any:
+        tasks, grid = split(whole)
+        if rank is None or dist.get_rank() == rank:
+            tasks[1].grid_coord = tasks[0].grid_coord
+        return tasks, grid
+
+    try:
+        executor.execute(z, DistributedOperator(twice, works.exec, works.merge))
+    except ParallelError as error:
+        text = f"{type(error).__name__}: {error}"
+    return text, torch.equal(executor.execute(z, works), z + 1)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_two_tiles_in_one_place_are_an_error_on_all(ranks: Any, rank: int | None) -> None:
+    found = ranks.run(twice_in_one_place, rank, world_size=3, timeout=30)
+    for text, usable in found:
+        assert text.startswith("ParallelConfigError: ")
+        assert "tiles 0 and 1 both at grid_coord=" in text
+        assert usable
+
+
+def nothing_returned(rank: int | None) -> tuple[str, bool]:
+    executor, z = DistributedVaeExecutor(world_group()), torch.arange(12.0).reshape(2, 6)
+    works = pieces_of([3, 2, 1], lambda x: x + 1)
+
+    def nothing(task: Any) -> Any:
+        return None if rank is None or dist.get_rank() == rank else works.exec(task)
+
+    try:
+        executor.execute(z, DistributedOperator(works.split, nothing, works.merge))
+    except ParallelError as error:
+        text = f"{type(error).__name__}: {error}"
+    return text, torch.equal(executor.execute(z, works), z + 1)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_a_tile_for_which_nothing_is_returned_is_an_error_on_all(ranks: Any, rank: Any) -> None:
+    for text, usable in ranks.run(nothing_returned, rank, world_size=3, timeout=30):
+        assert "exec returned a NoneType for the tile at" in text
+        assert "legal here: a tensor" in text
+        assert usable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import nullcontext
 from functools import wraps
@@ -17,6 +18,7 @@ from tile_sizes import small_tiles
 from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError, record_traffic
+from omni_vae_patch import VaeParallelConfig, parallelize_vae
 from omni_vae_patch.tiles import TiledVae, enabled_tiling, tiling_options
 
 diffusers = pytest.importorskip("diffusers")
@@ -212,3 +214,44 @@ def test_without_tiles_one_rank_computes_for_all(ranks: Any, name: str) -> None:
     found = ranks.run(both, TILED[name], "decode")
     assert all(one["equal"] and one["undone"] for one in found)
     assert sorted(one["calls"] for one in found) == [0, found[0]["all_calls"]]
+
+
+@torch.no_grad()
+def allegro() -> tuple[list[str], bool, str]:
+    """It has code for tiles alone: what is said, whether they are its own, and of exact mode."""
+    vae = diffusers.AutoencoderKLAllegro(
+        latent_channels=4, block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4
+    ).eval()
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    vae.enable_tiling()
+    vae.kernel, vae.stride = (8, 32, 32), (4, 24, 24)
+    z = torch.randn(1, 4, 2, 7, 8, generator=torch.Generator().manual_seed(0))
+    alone, group = vae.decode(z).sample, world_group()
+    log = Lines()
+    logging.getLogger("omni_vae_patch").addHandler(log)
+    with parallelize_vae(vae, group=group):
+        same = torch.equal(vae.decode(z).sample, alone)
+    logging.getLogger("omni_vae_patch").removeHandler(log)
+    try:
+        parallelize_vae(vae, VaeParallelConfig("exact"), group=group)
+    except ParallelConfigError as error:
+        return log.lines, same, str(error)
+    return log.lines, same, "none"
+
+
+def test_one_that_has_tiles_alone_takes_them_with_a_warning(ranks: Any) -> None:
+    for lines, same, text in ranks.run(allegro, timeout=90):
+        (line,) = lines
+        assert "decoding by tiles, which approximate the whole" in line
+        assert same
+        assert "AutoencoderKLAllegro cannot be sharded: NotImplementedError" in text
+
+
+class Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())

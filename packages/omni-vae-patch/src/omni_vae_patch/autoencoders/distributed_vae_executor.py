@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
 from omni_parallel_state import get_vae_group
-from omni_vae_patch.tiles.agreement import Attempt, settle
+from omni_vae_patch.agreement import Attempt, settle
 from omni_vae_patch.tiles.balance import balanced_owners
 from omni_vae_patch.tiles.exchange import Piece, TileExchange
 
@@ -152,6 +152,7 @@ class DistributedVaeExecutor:
         self, operator: DistributedOperator, z: Tensor, name: str
     ) -> tuple[list[TileTask], GridSpec, list[Piece]]:
         tasks, grid = operator.split(z)
+        _check_places(tasks, name)
         owners = balanced_owners([task.workload for task in tasks], self.parallel_size)
         pieces = [
             Piece(owner, f"{name} {index} at {task.grid_coord} of {_shapes(task.tensor)}")
@@ -169,20 +170,35 @@ class DistributedVaeExecutor:
         results = {}
         for index, (task, piece) in enumerate(zip(tasks, pieces, strict=True)):
             if piece.owner == self.group.rank_in_group:
-                result = operator.exec(task).detach()
-                dtype = grid.output_dtype or result.dtype
-                results[index] = result.to(dtype)
+                result = _tensor("exec", operator.exec(task), f" for the tile at {task.grid_coord}")
+                results[index] = result.detach().to(grid.output_dtype or result.dtype)
         return results
 
 
 def _merged(
     operator: DistributedOperator, tiles: dict[tuple[int, ...], Tensor], grid: GridSpec
 ) -> Tensor:
-    result = operator.merge(tiles, grid)
+    return _tensor("merge", operator.merge(tiles, grid))
+
+
+def _tensor(step: str, result: Any, where: str = "") -> Tensor:
     if not isinstance(result, Tensor):
-        msg = f"merge returned a {type(result).__qualname__}; legal here: a tensor"
+        msg = f"{step} returned a {type(result).__qualname__}{where}; legal here: a tensor"
         raise ParallelConfigError(msg)
     return result
+
+
+def _check_places(tasks: list[TileTask], name: str) -> None:
+    """The merge finds results by their place, so each place has one tile."""
+    seen: dict[tuple[int, ...], int] = {}
+    for index, task in enumerate(tasks):
+        other = seen.setdefault(task.grid_coord, index)
+        if other != index:
+            msg = (
+                f"split for {name} put tiles {other} and {index} both at grid_coord="
+                f"{task.grid_coord}, so that the merge would miss one; legal: a place for each"
+            )
+            raise ParallelConfigError(msg)
 
 
 def _shapes(tensors: Tensor | list[Tensor]) -> str:

@@ -75,6 +75,32 @@ class Reach:
             return 0, extra
         return (self.kernel - 1) // 2, (self.kernel - 1) // 2
 
+    def check(self, rows: int, by_module: bool, where: str) -> None:
+        """Check that rows stay in step with shards.
+
+        Args:
+            rows: Put before and after, in all; 0 if the caller does so.
+            by_module: Whether a module before this one has put them.
+            where: The module, for messages.
+
+        Raises:
+            ParallelConfigError: They do not, or both modules pad.
+        """
+        if by_module and self.padding:
+            why = "pads what another module has padded before; legal: padding by one of them"
+        elif (rows or by_module) and not self.kernel - self.stride <= rows < self.kernel:
+            why = (
+                f"has {rows} rows of padding, with which rows do not stay in step with shards; "
+                f"legal here: {max(0, self.kernel - self.stride)} to {self.kernel - 1} in all"
+            )
+        else:
+            return
+        msg = (
+            f"{where}, a convolution, {why}; or register a rule for its class "
+            "(omni_vae_patch.register_rule), or use mode='tile'"
+        )
+        raise ParallelConfigError(msg)
+
     def halo(self, before: int) -> tuple[int, int]:
         """Rows needed before and after a shard, where so many were put before it."""
         return before, max(0, self.kernel - self.stride - before)
@@ -119,10 +145,14 @@ class ShardedConvolution:
     ) -> Tensor:
         dim = shard.dim
         length = x.shape[dim]
-        top, bottom = reach.padded_by_caller(length)
+        told = shard.take_padding(length, self._where)
+        top, bottom = told or reach.padded_by_caller(length)
+        reach.check(top + bottom if told else 2 * reach.padding, told is not None, self._where)
         own = x.narrow(dim, top, length - top - bottom)
         before, after = reach.halo(reach.padding or top)
         first, last = shard.halo(own, before, after, self._where)
+        if reach.stride == 1 and before + after <= own.shape[dim]:
+            return self._mended(x, weight, bias, shard, (first, own, last), before + after)
         # At the borders of the whole stands what would stand there on one rank.
         if shard.is_first:
             first = x.narrow(dim, 0, top) if top else self._border(own, dim, before, 0)
@@ -132,6 +162,41 @@ class ShardedConvolution:
                 last = self._border(own, dim, 0, after)
         joined = torch.cat([first, own, last], dim)
         return self._without_padding(joined, weight, bias, dim)
+
+    def _mended(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shard: SpatialShard,
+        rows: tuple[Tensor, Tensor, Tensor],
+        near: int,
+    ) -> Tensor:
+        """The convolution of a shard as it is, and again of the few rows that need a neighbour's.
+
+        A copy of the shard that has those rows beside it would take as long as a narrow
+        convolution.
+
+        Args:
+            x: The input, with what the caller has put around it.
+            weight: Of the module.
+            bias: Of the module.
+            shard: The call that is under way.
+            rows: The rows before the shard, the shard, and the rows after it.
+            near: How many rows of the shard an output row sees beside those of a neighbour.
+        """
+        dim, (first, own, last) = shard.dim, rows
+        out = self._original(x, weight, bias)
+        before, after = first.shape[dim], last.shape[dim]
+        if before and not shard.is_first:
+            joined = torch.cat([first, own.narrow(dim, 0, near)], dim)
+            part = self._without_padding(joined, weight, bias, dim)
+            out.narrow(dim, 0, before).copy_(part)
+        if after and not shard.is_last:
+            joined = torch.cat([own.narrow(dim, own.shape[dim] - near, near), last], dim)
+            part = self._without_padding(joined, weight, bias, dim)
+            out.narrow(dim, out.shape[dim] - after, after).copy_(part)
+        return out
 
     def _border(self, own: Tensor, dim: int, before: int, after: int) -> Tensor:
         """What the module's own padding puts beyond the border of the whole."""
@@ -177,21 +242,7 @@ class ShardedConvolution:
 
 
 def shard_convolution(name: str, module: Convolution, region: Region) -> Undo:
-    """Have a convolution work on shards.
-
-    Raises:
-        ParallelConfigError: It pads unevenly, or around the whole.
-    """
-    even = isinstance(module.padding, str) and any(
-        (d * (k - 1)) % 2 for k, d in zip(module.kernel_size, module.dilation, strict=True)
-    )
-    if (even and module.padding == "same") or module.padding_mode == "circular":
-        msg = (
-            f"module {name!r}, a {type(module).__name__}, pads "
-            f"{'around the whole' if module.padding_mode == 'circular' else 'unevenly'}, which "
-            "shards cannot; use mode='tile'"
-        )
-        raise ParallelConfigError(msg)
+    """Have a convolution work on shards that pads as much before as after, if at all."""
     return put(module, "_conv_forward", ShardedConvolution(name, module, region))
 
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator
-from omni_vae_patch.spatial.agreement import agreed
+from omni_vae_patch.agreement import agreed
+from omni_vae_patch.attributes import plain_settings
+from omni_vae_patch.gradients import refuse_gradients
 from omni_vae_patch.spatial.geometry import Geometry, geometry_of
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, Partition, best_partition
 from omni_vae_patch.spatial.region import Region
-from omni_vae_patch.spatial.rules import Rule, Undo, rule_for
+from omni_vae_patch.spatial.rules import Rule, Undo, apply_rule, rules_of
 from omni_vae_patch.spatial.sharded_call import ShardedCall
 from omni_vae_patch.spatial.unchanged import Unchanged
 from omni_vae_patch.vae_config import VaeParallelConfig
@@ -40,8 +43,7 @@ class ExactVae:
     """
 
     def __init__(self, vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> None:
-        rules = [(name, module, rule_for(name, module)) for name, module in vae.named_modules()]
-        self.geometry: Geometry = geometry_of(vae)
+        rules = rules_of(vae)
         self._vae = vae
         self._group = group
         self.dims = _DIMS[config.dim]
@@ -55,15 +57,15 @@ class ExactVae:
         self._told = False
         try:
             self._apply(rules)
+            self.geometry: Geometry = geometry_of(vae)
             self._unchanged = Unchanged(vae)
         except BaseException:
             self.remove()
             raise
 
-    def _apply(self, rules: list[tuple[str, nn.Module, Rule | None]]) -> None:
+    def _apply(self, rules: list[tuple[str, nn.Module, Rule]]) -> None:
         for name, module, rule in rules:
-            if rule is not None:
-                self._undo.append(rule(name, module, self._region))
+            self._undo.append(apply_rule(name, module, rule, self._region))
 
     def remove(self) -> None:
         """Give every module back as it was."""
@@ -139,11 +141,16 @@ class ExactVae:
             more = [repr(type(arg)) for arg in args]
             return [method, list(x.shape), x.dtype, more, sorted(kwargs)]
 
-        partition = agreed(group, method, lambda: self._plan(method, x), asked)
-        with self._untiled():
+        def plan() -> Partition | None:
+            refuse_gradients((x, args, kwargs))
+            return self._plan(method, x)
+
+        partition = agreed(group, method, plan, asked)
+        with self._untiled(), torch.no_grad():
             if partition is not None:
                 factor = self.geometry.scale if method == "encode" else 1
-                return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor)
+                like = f"{method} {sorted(kwargs)} {plain_settings(self._vae)}"
+                return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor, like)
             found = agreed(group, method, lambda: whole(x, *args, **kwargs))
         return None if self._result == "first" and group.rank_in_group else found
 

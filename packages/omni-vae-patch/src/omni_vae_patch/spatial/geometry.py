@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.spatial.convolutions import least_rows
+from omni_vae_patch.spatial.padding import rows_for_padding
 from omni_vae_patch.spatial.whole_outputs import sharded_tensor
 
 _CHANNELS = ("latent_channels", "z_dim")
@@ -132,7 +133,25 @@ def geometry_of(vae: Any) -> Geometry:
     is_video = is_video and "num_frames" not in _decoder_parameters(vae)  # else they are the batch
     convolutions = [m for m in vae.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
     least = max(map(least_rows, convolutions), default=1)
-    latent = random_latent(vae, found[0], is_video, side=2)
+    least = max(least, *map(rows_for_padding, vae.modules()))
+    return Geometry(found[0], is_video, _scale_of(vae, found[0], is_video), least)
+
+
+def _scale_of(vae: Any, channels: int, is_video: bool) -> int:
+    """Rows of a sample for each row of a latent, by the smallest latent that can be decoded."""
+    try:
+        return _measured(vae, channels, is_video, 2)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        try:
+            return _measured(vae, channels, is_video, 8)
+        except Exception:
+            raise error from None
+
+
+def _measured(vae: Any, channels: int, is_video: bool, side: int) -> int:
+    latent = random_latent(vae, channels, is_video, side)
     with kept_random_state(latent.device):
         sample = sharded_tensor(vae.decode(latent, **extra_arguments(vae, latent)))
-    return Geometry(found[0], is_video, sample.shape[-2] // 2, least)
+    return sample.shape[-2] // side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ def shard_noise(name: str, module: nn.Module, region: Region) -> Undo:
         if idle is not None:  # as much as the others, so that its random state stays as theirs
             local = sides[idle.dim]
             sides[idle.dim] = local // idle.rows[0] * idle.total
-            return torch.randn(sides, **options).narrow(idle.dim, 0, local)
+            # Where this call computes nothing is thread-local, and random states are not.
+            with ThreadPoolExecutor(1) as elsewhere:
+                whole = elsewhere.submit(lambda: torch.randn(sides, **options)).result()
+            return torch.empty_like(whole.narrow(idle.dim, 0, local))
         if shard is None:
             return torch.randn(*shape, **options)
         local = sides[shard.dim]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.shard import SpatialShard
+
+_numbers = itertools.count()
 
 
 class Region:
@@ -14,11 +17,12 @@ class Region:
 
     Attributes:
         shard: Of the call that is under way; ``None``: feature maps are whole.
-        idle: The rows of the others, on a rank without any, which makes the call by itself with as
-            many as the first rank has, for the kind of what comes out.
+        idle: The rows of the others, on a rank without any, which goes through the call with as
+            many as the first rank has and computes nothing, for the kind of what comes out.
     """
 
     def __init__(self) -> None:
+        self._key = f"region {next(_numbers)}"
         self.shard: SpatialShard | None = None
         self.idle: Partition | None = None
 
@@ -27,6 +31,8 @@ class Region:
         """Within the block, feature maps are sharded so."""
         outer = self.shard, self.idle
         self.shard, self.idle = shard, idle
+        if shard is not None:
+            shard.run_as(self._key)
         try:
             yield
         finally:

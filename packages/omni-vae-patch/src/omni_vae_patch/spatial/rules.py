@@ -8,12 +8,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state import Handle
 from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.attention import shard_attention, shard_linear_attention
 from omni_vae_patch.spatial.convolutions import shard_convolution
+from omni_vae_patch.spatial.interpolation import shard_upsample
+from omni_vae_patch.spatial.local_modules import why_not_local
 from omni_vae_patch.spatial.noise import shard_noise
 from omni_vae_patch.spatial.norms import shard_group_norm
+from omni_vae_patch.spatial.padding import (
+    PADS,
+    pads_unusually,
+    shard_pad,
+    shard_unusually_padded,
+)
+from omni_vae_patch.spatial.pooling import check_power_pool, shard_adaptive_pool, shard_pool
 from omni_vae_patch.spatial.region import Region
+from omni_vae_patch.spatial.transposed import shard_transposed
 
 Undo = Callable[[], None]
 Rule = Callable[[str, nn.Module, Region], Undo]
@@ -46,35 +57,16 @@ def _convolve_at_once(name: str, module: nn.Module, region: Region) -> Undo:
     return undo_both
 
 
-_LOCAL: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.BatchNorm2d,  # in eval mode, with statistics of its own
-    nn.BatchNorm3d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.Embedding,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.Identity,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.Conv1d,  # over time, of diffusers' autoencoders
-    nn.ZeroPad2d,  # before a convolution, which knows of it
-    nn.SiLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.GELU,
-    nn.ELU,
-    nn.Mish,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Hardswish,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.Sequential,
-    nn.ParameterList,
+# Of torch's modules, the first that fits; those that are not here are local, or refused.
+_BY_CLASS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Any], ...] = (
+    (nn.GroupNorm, shard_group_norm),
+    ((nn.ConvTranspose2d, nn.ConvTranspose3d), shard_transposed),
+    ((nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool2d, nn.MaxPool3d), shard_pool),
+    ((nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), shard_adaptive_pool),
+    ((nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), shard_adaptive_pool),
+    ((nn.LPPool2d, nn.LPPool3d), check_power_pool),
+    (nn.Upsample, shard_upsample),
+    (PADS, shard_pad),
 )
 
 # By the name of the class: what its own code does, beside that of the modules within it.
@@ -99,51 +91,119 @@ _OVER_TIME = ("MochiVaeAttnProcessor2_0", "CosmosTemporalAttentionProcessor2_0")
 _registered: dict[type[nn.Module], Rule] = {}
 
 
-def register_rule(cls: type[nn.Module], rule: Rule) -> None:
+def register_rule(cls: type[nn.Module], rule: Rule) -> Handle:
     """Say what is to be done with modules of a class, and of its subclasses.
+
+    A rule goes before what is known of a class otherwise; of several, the one of the nearest class
+    counts. Modules within such a module have the rules of their own kinds, and where nothing is
+    known of one, the rule answers for it.
 
     Args:
         cls: The class.
         rule: Changes a module so that it is right on a shard; `nothing_to_do` where it is. It is
             given the name, the module, and the `Region`, whose ``shard`` tells within a call what
-            this rank holds and communicates with its peers.
+            this rank holds and communicates with its peers. It returns what undoes the change.
+
+    Returns:
+        A handle that takes the rule back, for autoencoders that are made parallel afterwards, and
+        puts back one that it replaced; also a context manager.
+
+    Raises:
+        ParallelConfigError: No class of modules, or nothing that can be called.
     """
+    given: Any = cls
+    if not (isinstance(given, type) and issubclass(given, nn.Module)):
+        msg = f"a rule is registered for a class of modules, not for {cls!r}"
+        raise ParallelConfigError(msg)
+    if not callable(rule):
+        msg = f"the rule for {cls.__name__} is {rule!r}; legal: a function (name, module, region)"
+        raise ParallelConfigError(msg)
+    before = _registered.get(cls)
     _registered[cls] = rule
+
+    def undo() -> None:
+        if _registered.get(cls) is not rule:
+            return  # somebody has registered another one since
+        if before is None:
+            del _registered[cls]
+        else:
+            _registered[cls] = before
+
+    return Handle(undo)
+
+
+def rules_of(vae: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
+    """The rules for the modules of an autoencoder, with names and modules.
+
+    Raises:
+        ParallelConfigError: A module may mix positions, and nothing more is known of its kind.
+    """
+    found = []
+    answered: list[str] = []
+    for name, module in vae.named_modules():
+        inside = any(name.startswith(prefix) for prefix in answered)
+        if _registered_for(module) is not None:
+            answered.append(f"{name}.")
+        try:
+            rule = rule_for(name, module)
+        except ParallelConfigError:
+            if not inside:
+                raise
+            continue
+        if rule is not None:
+            found.append((name, module, rule))
+    return found
+
+
+def _registered_for(module: nn.Module) -> Rule | None:
+    return next((_registered[cls] for cls in type(module).__mro__ if cls in _registered), None)
 
 
 def rule_for(name: str, module: nn.Module) -> Rule | None:
     """The rule of a module; ``None`` if only the modules within it count.
 
     Raises:
-        ParallelConfigError: It has none within it, and nothing is known of its kind.
+        ParallelConfigError: It may mix positions, and nothing more is known of its kind.
     """
+    registered = _registered_for(module)
+    if registered is not None:
+        return registered
     if type(getattr(module, "processor", None)).__name__ in _OVER_TIME:
         return None
     for cls in type(module).__mro__:
-        if cls in _registered:
-            return _registered[cls]
         if cls.__name__ in _BY_NAME and cls.__module__.startswith("diffusers."):
             return _BY_NAME[cls.__name__]
-    if isinstance(module, nn.GroupNorm):
-        return shard_group_norm  # type: ignore[return-value]
     if isinstance(module, nn.Conv2d | nn.Conv3d):
-        return shard_convolution  # type: ignore[return-value]
-    if isinstance(module, _LOCAL) or _is_nearest(module) or not _is_of_torch(module):
+        usual: Any = shard_convolution
+        return shard_unusually_padded if pads_unusually(module) else usual  # type: ignore[return-value]
+    for classes, rule in _BY_CLASS:
+        if isinstance(module, classes):
+            return rule  # type: ignore[no-any-return]
+    why = why_not_local(module)
+    if why is None:
         return None
     msg = (
-        f"module {name!r} is a {type(module).__name__}, of which it is not known how it mixes "
-        "positions in space; register a rule for its class (omni_vae_patch.register_rule), or use "
-        "mode='tile'"
+        f"module {name!r} is a {type(module).__name__}, {why}; register a rule for its class "
+        "(omni_vae_patch.register_rule), or use mode='tile'"
     )
     raise ParallelConfigError(msg)
 
 
-def _is_nearest(module: nn.Module) -> bool:
-    return isinstance(module, nn.Upsample) and module.mode in ("nearest", "nearest-exact")
+def apply_rule(name: str, module: nn.Module, rule: Rule, region: Region) -> Undo:
+    """Apply a rule to a module.
+
+    Raises:
+        ParallelConfigError: The rule does not return what undoes it.
+    """
+    undo = rule(name, module, region)
+    if not callable(undo):
+        said = getattr(rule, "__qualname__", type(rule).__qualname__)
+        msg = (
+            f"the rule {said} for module {name!r}, a {type(module).__name__}, returned {undo!r}; "
+            "legal: a function without arguments that undoes what the rule did"
+        )
+        raise ParallelConfigError(msg)
+    return undo
 
 
-def _is_of_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.")
-
-
-__all__ = ["Rule", "nothing_to_do", "register_rule", "rule_for"]
+__all__ = ["Rule", "Undo", "apply_rule", "nothing_to_do", "register_rule", "rule_for", "rules_of"]

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from omni_group_coordinator import GroupCoordinator, ParallelError, halo_exchange
+from omni_group_coordinator import (
+    GroupCoordinator,
+    ParallelConfigError,
+    ParallelError,
+    halo_exchange,
+)
 from omni_vae_patch.spatial.partition import Partition
 
-Shape = tuple[int, ...]
+
+@dataclass(frozen=True)
+class Step:
+    """Something that all ranks with rows do at once.
+
+    Attributes:
+        dim: Of the tensor, along which they hold parts of a whole.
+        before: Rows wanted before a part; ``None``: the whole is.
+        after: Rows wanted after it.
+        lengths: Of each rank's part.
+        rows: Of each tensor that this rank gets.
+    """
+
+    dim: int
+    before: int | None
+    after: int | None
+    lengths: list[int]
+    rows: tuple[int, ...]
+
+
+Taken = tuple[Step, tuple[int, ...], torch.dtype, torch.device]
+"""A step that was done, and this rank's tensor in it."""
+
+_running: WeakValueDictionary[str, SpatialShard] = WeakValueDictionary()
 
 
 class SpatialShard:
@@ -24,18 +54,29 @@ class SpatialShard:
         partition: Their rows in the coarsest feature map; this rank has some.
 
     Attributes:
+        partition: The rows of each rank.
         dim: Which side is sharded, counted from the end.
         frames: Of the feature map that a convolution made last, for masks of tokens of video.
+        taken: What it has communicated, in order.
+        key: Word for the calls that this one is of, in compiled code.
     """
 
     def __init__(self, group: GroupCoordinator, partition: Partition) -> None:
         self._group = group
-        self._partition = partition
+        self.partition = partition
         self._rank = group.rank_in_group
         self._steps = 0
         self._draining: int | None = None
+        self.taken: list[Taken] = []
+        self.key = ""
+        self._padding: tuple[str, int, int, int] | None = None
         self.dim = partition.dim
         self.frames = 1
+
+    def run_as(self, key: str) -> None:
+        """Let compiled code that knows this key communicate for this call."""
+        self.key = key
+        _running[key] = self
 
     @property
     def rank(self) -> int:
@@ -50,17 +91,17 @@ class SpatialShard:
     @property
     def is_last(self) -> bool:
         """Whether this rank has the border at the end."""
-        return self._rank == self._partition.active - 1
+        return self._rank == self.partition.active - 1
 
     @property
     def start(self) -> int:
         """This rank's first row of the coarsest feature map."""
-        return self._partition.start(self._rank)
+        return self.partition.start(self._rank)
 
     @property
     def mine(self) -> int:
         """This rank's rows of the coarsest feature map."""
-        return self._partition.rows[self._rank]
+        return self.partition.rows[self._rank]
 
     def lengths(self, local: int, where: str) -> list[int]:
         """Each rank's share of something of which this rank holds so much.
@@ -78,7 +119,39 @@ class SpatialShard:
                 "it holds of the latent; this side of the autoencoder cannot be sharded"
             )
             raise ParallelError(msg)
-        return self._partition.at(local // self.mine)
+        return self.partition.at(local // self.mine)
+
+    # -- rows that a module has put around a shard ------------------------------------------
+
+    def tell_padding(self, where: str, length: int, before: int, after: int) -> None:
+        """Say how many rows a module has put before and after this shard."""
+        self._padding = where, length, before, after
+
+    def take_padding(self, length: int, where: str) -> tuple[int, int] | None:
+        """The rows before and after a shard of so many in all; ``None`` if none were told of.
+
+        Raises:
+            ParallelConfigError: Other than these are left.
+        """
+        if self._padding is None or self._padding[1] != length:
+            self.expect_no_padding(where)
+            return None
+        (_, _, *rows), self._padding = self._padding, None
+        return rows[0], rows[1]
+
+    def expect_no_padding(self, where: str) -> None:
+        """Check that no module has put rows around the shard of which nobody has made use.
+
+        Raises:
+            ParallelConfigError: One has.
+        """
+        if self._padding is not None:
+            msg = (
+                f"{self._padding[0]} pads a shard, and {where} comes after it, which takes no such "
+                "rows; legal: a convolution without padding of its own; or register a rule for "
+                "its class (omni_vae_patch.register_rule), or use mode='tile'"
+            )
+            raise ParallelConfigError(msg)
 
     # -- communication ---------------------------------------------------------------------
 
@@ -87,33 +160,36 @@ class SpatialShard:
         lengths = self.lengths(x.shape[self.dim], where)
         stop = sum(lengths[: self._rank + 1])
         rows = (min(before, stop - lengths[self._rank]), min(after, sum(lengths) - stop))
-        first, last = self._step(
-            x,
-            [_with_length(x, self.dim, count) for count in rows],
-            lambda y: halo_exchange(y, self.dim, before, after, self._group, lengths),
-        )
+        step = Step(self.dim, before, after, lengths, rows)
+        if torch.compiler.is_compiling() and self.key:
+            first, last = traced_halo(x, self.key, self.dim, before, after, lengths, rows)
+        else:
+            first, last = self.take(step, x)
         return first, last
 
     def gather(self, x: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
         """The tensors of all ranks with rows, joined; ``lengths`` says how much each has."""
-        (whole,) = self._step(
-            x,
-            [_with_length(x, dim, sum(lengths))],
-            lambda y: (self._gathered(y, dim, lengths),),
-        )
+        if torch.compiler.is_compiling() and self.key:
+            joined: Tensor = traced_gather(x, self.key, dim, lengths, sum(lengths))
+            return joined
+        (whole,) = self.take(Step(dim, None, None, list(lengths), (sum(lengths),)), x)
         return whole
-
-    def _gathered(self, x: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
-        if self._partition.active == self._group.world_size:
-            return self._group.all_gather(x, dim, lengths=lengths)
-        # A collective would wait for the ranks without rows: messages among the others.
-        before, after = halo_exchange(x, dim, sum(lengths), sum(lengths), self._group, lengths)
-        return torch.cat([before, x, after], dim)
 
     def stack(self, x: Tensor) -> Tensor:
         """The tensors of all ranks with rows, of one shape, along a new first dimension."""
-        lengths = [int(rank < self._partition.active) for rank in range(self._group.world_size)]
+        lengths = [int(rank < self.partition.active) for rank in range(self._group.world_size)]
         return self.gather(x.unsqueeze(0), 0, lengths)
+
+    def _communicate(self, step: Step, x: Tensor) -> Sequence[Tensor]:
+        lengths = step.lengths
+        if step.before is not None and step.after is not None:
+            return halo_exchange(x, step.dim, step.before, step.after, self._group, lengths)
+        if self.partition.active == self._group.world_size:
+            return (self._group.all_gather(x, step.dim, lengths=lengths),)
+        # A collective would wait for the ranks without rows: messages among the others.
+        total = sum(lengths)
+        before, after = halo_exchange(x, step.dim, total, total, self._group, lengths)
+        return (torch.cat([before, x, after], step.dim),)
 
     # -- a call that failed on this rank ---------------------------------------------------
 
@@ -123,17 +199,26 @@ class SpatialShard:
         For the rank whose call failed: it goes through the call once more without computing
         anything, so that its peers come to the end of theirs and learn of it.
         """
-        self._draining = self._steps
+        self._draining = len(self.taken)
         self._steps = 0
+        self._padding = None
 
-    def _step(
-        self, x: Tensor, shapes: Sequence[Shape], communicate: Callable[[Tensor], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:
+    def replay(self, steps: Sequence[Taken]) -> None:
+        """Communicate what is left of a call that another one like it has communicated.
+
+        For the rank that cannot go through its call once more.
+        """
+        for step, shape, dtype, device in steps[max(len(self.taken), self._steps) :]:
+            self._communicate(step, torch.zeros(shape, dtype=dtype, device=device))
+
+    def take(self, step: Step, x: Tensor) -> Sequence[Tensor]:
+        """Do a step with this rank's tensor; nothing but its kind counts while draining."""
         if torch.compiler.is_compiling():
-            return communicate(x)
+            return self._communicate(step, x)
         if self._draining is None:
-            found = communicate(x)
-            self._steps += 1  # not before: what failed before it was sent is still to be sent
+            found = self._communicate(step, x)
+            # Not before: what failed before it was sent is still to be sent.
+            self.taken.append((step, tuple(x.shape), x.dtype, x.device))
             return found
         self._steps += 1
         if self._steps > self._draining:
@@ -141,12 +226,57 @@ class SpatialShard:
             # In a thread of its own: what makes tensors without content here is thread-local.
             with ThreadPoolExecutor(1) as elsewhere:
                 elsewhere.submit(
-                    lambda: communicate(torch.zeros(shape, dtype=dtype, device=device))
+                    lambda: self._communicate(step, torch.zeros(shape, dtype=dtype, device=device))
                 ).result()
-        return [x.new_empty(shape) for shape in shapes]
+        return [_with_length(x, step.dim, rows) for rows in step.rows]
 
 
-def _with_length(x: Tensor, dim: int, length: int) -> Shape:
+def _with_length(x: Tensor, dim: int, length: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = length
-    return tuple(shape)
+    return x.new_empty(shape)
+
+
+# -- in a compiled decoder ---------------------------------------------------------------------
+# As operators that torch.compile does not look into, so that steps are known there as well.
+
+
+@torch.library.custom_op("omni_vae_patch::halo", mutates_args=())
+def traced_halo(
+    x: Tensor,
+    key: str,
+    dim: int,
+    before: int,
+    after: int,
+    lengths: Sequence[int],
+    rows: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The halo of the shard of this key."""
+    step = Step(dim, before, after, list(lengths), tuple(rows))
+    first, last = _running[key].take(step, x)
+    return first.contiguous(), last.contiguous()  # as those without content below
+
+
+@traced_halo.register_fake
+def _(
+    x: Tensor,
+    key: str,
+    dim: int,
+    before: int,
+    after: int,
+    lengths: Sequence[int],
+    rows: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    return _with_length(x, dim, rows[0]), _with_length(x, dim, rows[1])
+
+
+@torch.library.custom_op("omni_vae_patch::gather", mutates_args=())
+def traced_gather(x: Tensor, key: str, dim: int, lengths: Sequence[int], total: int) -> Tensor:
+    """The tensors of all ranks, joined, by the shard of this key."""
+    (whole,) = _running[key].take(Step(dim, None, None, list(lengths), (total,)), x)
+    return whole.contiguous()
+
+
+@traced_gather.register_fake
+def _(x: Tensor, key: str, dim: int, lengths: Sequence[int], total: int) -> Tensor:
+    return _with_length(x, dim, total)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor  # private, but what torch.compile rests on
 
-from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelError
-from omni_vae_patch.spatial.agreement import agreed, raise_report, report_of
+from omni_group_coordinator import CommunicationError, GroupCoordinator
+from omni_vae_patch.agreement import Attempt, agreed, settle
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.region import Region
-from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.shard import SpatialShard, Taken
 from omni_vae_patch.spatial.whole_outputs import sharded_tensor, with_tensor
 from omni_vae_patch.vae_config import Result
 
 _log = logging.getLogger("omni_vae_patch")
 Call = Callable[[Tensor], Any]
+_REMEMBERED = 64
+
+# What code raises that looks at values, where there are none.
+_NEEDS_VALUES = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    NotImplementedError,
+)
 
 
 class ShardedCall:
@@ -38,8 +50,12 @@ class ShardedCall:
         self._group = group
         self._region = region
         self._result = result
+        self._steps: dict[Any, list[Taken]] = {}
+        self._told = False
 
-    def __call__(self, call: Call, x: Tensor, partition: Partition, factor: int) -> Any:
+    def __call__(
+        self, call: Call, x: Tensor, partition: Partition, factor: int, like: str = ""
+    ) -> Any:
         """Make a call.
 
         Args:
@@ -47,6 +63,7 @@ class ShardedCall:
             x: The whole input, the same on every rank.
             partition: Rows of the coarsest feature map.
             factor: Rows of the input for each of these.
+            like: The same for calls that communicate the same if the input has the same shape.
 
         Raises:
             ParallelError: It failed on another rank; on this one its own error.
@@ -60,7 +77,10 @@ class ShardedCall:
             return x.narrow(dim, start * factor, rows * factor).contiguous()
 
         local = agreed(self._group, "taking a part of the input", part)
-        output, error = (self._on_shard if mine else self._alone)(call, local, partition)
+        if mine:
+            output, error = self._on_shard(call, local, partition, like)
+        else:
+            output, error = self._alone(call, local, partition)
         return self._joined(output, error, partition)
 
     def _alone(
@@ -69,56 +89,84 @@ class ShardedCall:
         """On a rank without rows, for the kind of the output."""
         try:
             with self._region.of(None, idle=partition):
-                return call(local), None
+                try:
+                    return self._without_content(call, local), None
+                except _NEEDS_VALUES as error:
+                    if not self._told:
+                        self._told = True
+                        msg = "a rank without rows decodes for the kind of the result: %s"
+                        _log.warning(msg, error)
+                    return call(local), None
         except Exception as error:
             return None, error
 
     def _on_shard(
-        self, call: Call, local: Tensor, partition: Partition
+        self, call: Call, local: Tensor, partition: Partition, like: str
     ) -> tuple[Any, Exception | None]:
         shard = SpatialShard(self._group, partition)
+        alike = (like, tuple(local.shape), local.dtype, partition)
         try:
             with self._region.of(shard):
-                return call(local), None
+                output = call(local)
         except CommunicationError:
             raise  # the group is gone
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # what they hold may be all there is
-            self._drain(call, local, shard)
+            self._drain(call, local, shard, error, self._steps.get(alike))
             return None, error
+        if len(self._steps) >= _REMEMBERED:
+            self._steps.clear()
+        self._steps[alike] = shard.taken
+        return output, None
 
-    def _drain(self, call: Call, local: Tensor, shard: SpatialShard) -> None:
-        # Private, but what torch.compile rests on; checked on torch 2.13.
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
+    def _drain(
+        self,
+        call: Call,
+        local: Tensor,
+        shard: SpatialShard,
+        error: Exception,
+        known: list[Taken] | None,
+    ) -> None:
+        """Take part in what the other ranks still communicate; ``known``: by an earlier call."""
         shard.drain()
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), self._region.of(shard):
-                call(torch.empty(local.shape, dtype=local.dtype, device=local.device))
-        except Exception:
-            _log.exception("could not tell the other ranks that this one failed")
+            with self._region.of(shard):
+                self._without_content(call, local)
+        except CommunicationError:
+            raise
+        except Exception as again:
+            if known is not None:
+                shard.replay(known)
+            else:
+                error.add_note(
+                    "This rank could not go through the call without computing, to the end of the "
+                    f"other ranks' ({type(again).__name__}: {again}); where they have not met the "
+                    "same error, they wait for it until the timeout of the group."
+                )
+
+    def _without_content(self, call: Call, local: Tensor) -> Any:
+        """A call that computes nothing; its output has a kind and a shape."""
+        # Without torch._dynamo, which takes seconds to import, nothing has been compiled.
+        compiles = "torch._dynamo" in sys.modules
+        eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+        with eager, fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            return call(torch.empty(local.shape, dtype=local.dtype, device=local.device))
 
     # -- what the ranks have ---------------------------------------------------------------
 
     def _joined(self, output: Any, error: Exception | None, partition: Partition) -> Any:
-        tensor = None if error is not None else sharded_tensor(output)
-        shape = None if tensor is None else (list(tensor.shape), tensor.dtype)
-        said = self._group.all_gather_object([report_of(error), shape])
-        if error is not None:
-            raise error
-        for rank, (report, _) in enumerate(said):
-            if report is not None:
-                raise_report("the autoencoder", self._group.ranks[rank], report)
-        if tensor is None:
-            msg = "a call without an error has no output"
-            raise ParallelError(msg)
+        attempt = (
+            Attempt.of(lambda: sharded_tensor(output)) if error is None else Attempt(None, error)
+        )
+        tensor: Tensor = attempt.value
+        shape = None if attempt.error is not None else [list(tensor.shape), tensor.dtype]
+        said = settle(self._group, "the autoencoder", attempt, shape, asks=True) or []
         me, dim = self._group.rank_in_group, partition.dim
         lengths = [
-            found[1][0][dim] if rows else 0
-            for found, rows in zip(said, partition.rows, strict=True)
+            sizes[dim] if rows else 0 for (sizes, _), rows in zip(said, partition.rows, strict=True)
         ]
         if not partition.rows[me]:
-            empty, dtype = said[0][1]
+            empty, dtype = said[0]
             empty[dim] = 0
             tensor = torch.empty(empty, dtype=dtype, device=tensor.device)
         self._make_room(tensor, dim, lengths)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
-from omni_vae_patch.spatial.agreement import agreed
+from omni_vae_patch.agreement import agreed
 from omni_vae_patch.spatial.exact_vae import ExactVae
 from omni_vae_patch.spatial.geometry import (
     extra_arguments,
@@ -36,45 +37,70 @@ def differs(found: Tensor, expected: Tensor) -> bool:
     return not bool((found - expected).abs().max() <= tolerance * largest)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Where a call on a shard first differs from that of the whole.
+
+    Attributes:
+        order: How many modules had ended before.
+        name: The module, or the one whose own code lies between the modules within it.
+        between: Whether it is that code: what a module within was given differs already.
+    """
+
+    order: int
+    name: str
+    between: bool
+
+
 class ModuleOutputs:
-    """The outputs of all modules in one call, or what of them differs in a second one."""
+    """What all modules are given and give in one call, or what of it differs in a second one."""
 
     def __init__(self, vae: nn.Module) -> None:
         self._vae = vae
-        self._whole: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._whole: defaultdict[str, list[tuple[Tensor | None, Tensor | None]]] = defaultdict(list)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record the outputs of a call of the whole."""
+        """Record a call of the whole."""
 
-        def record(name: str, output: Any) -> None:
-            self._whole[name].append(_first(output))
+        def record(name: str, given: Tensor | None, output: Tensor | None) -> None:
+            self._whole[name].append((given, output))
 
         with self._hooks(record):
             yield
 
     @contextmanager
-    def compared(self, dim: int, start: int, rows: int, total: int) -> Iterator[list[str]]:
-        """Compare the outputs of a call on a shard; gives the names of the modules that differ."""
+    def compared(self, dim: int, start: int, rows: int, total: int) -> Iterator[list[Difference]]:
+        """Compare a call on a shard; gives what differs, in order."""
         calls: defaultdict[str, int] = defaultdict(int)
-        found: list[str] = []
+        found: list[Difference] = []
+        ended = 0
 
-        def compare(name: str, output: Any) -> None:
-            index = calls[name]
-            calls[name] += 1
-            if index >= len(self._whole[name]):
-                found.append(name)
-                return
-            # On this rank alone nothing may be raised here: the others would wait for it.
-            whole, local = self._whole[name][index], _first(output)
+        def same(whole: Tensor | None, local: Tensor | None) -> bool:
+            if whole is None or local is None:
+                return whole is local
             if whole.shape != local.shape and whole.ndim >= 2 and whole.shape[dim] % total == 0:
                 factor = whole.shape[dim] // total
                 first = min(start * factor, whole.shape[dim])
                 whole = whole.narrow(dim, first, min(rows * factor, whole.shape[dim] - first))
             elif whole.shape != local.shape:
-                return  # tokens: compared where they are rows again
-            if differs(local, whole):
-                found.append(name)
+                return True  # tokens, or padded: compared where they are rows again
+            return not differs(local, whole)
+
+        def compare(name: str, given: Tensor | None, output: Tensor | None) -> None:
+            # On this rank alone nothing may be raised here: the others would wait for it.
+            nonlocal ended
+            index = calls[name]
+            calls[name] += 1
+            ended += 1
+            if index >= len(self._whole[name]):
+                found.append(Difference(ended, name, between=False))
+                return
+            before, after = self._whole[name][index]
+            if not same(after, output):
+                between = not same(before, given)
+                where = name.rpartition(".")[0] if between else name
+                found.append(Difference(ended, where, between))
 
         with self._hooks(compare):
             yield found
@@ -85,8 +111,8 @@ class ModuleOutputs:
         for name, module in self._vae.named_modules():
             if name:
 
-                def hook(_: Any, __: Any, output: Any, name: str = name) -> None:
-                    note(name, output)
+                def hook(_: Any, args: Any, output: Any, name: str = name) -> None:
+                    note(name, _first(args), _first(output))
 
                 handles.append(module.register_forward_hook(hook))
         try:
@@ -96,10 +122,11 @@ class ModuleOutputs:
                 handle.remove()
 
 
-def _first(output: Any) -> Tensor:
-    while not isinstance(output, Tensor):
-        output = output[0]
-    return output.detach()
+def _first(value: Any) -> Tensor | None:
+    """The first tensor of what a module is given or gives."""
+    while isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value.detach() if isinstance(value, Tensor) else None
 
 
 @torch.no_grad()
@@ -156,18 +183,29 @@ def _verified(
 
 
 def _judge(
-    vae: Any, group: GroupCoordinator, does: str, dim: int, wrong: list[str], same: bool
+    vae: Any,
+    group: GroupCoordinator,
+    does: str,
+    dim: int,
+    wrong: list[Difference],
+    same: bool,
 ) -> None:
-    said = group.all_gather_object([same, wrong[:1]])
+    mine = [[one.order, one.name, one.between] for one in wrong[:1]]
+    said = group.all_gather_object([same, mine])
     if all(one for one, _ in said):
         return
-    names = [name for _, found in said for name in found]
-    name = names[0] if names else ""
-    kind = type(vae.get_submodule(name)).__name__
     side = "height" if dim == HEIGHT else "width"
+    found = sorted(one for _, ones in said for one in ones)  # on whichever rank it is seen first
+    _, name, between = found[0] if found else (0, "", True)
+    kind = type(vae.get_submodule(name)).__name__
+    if not name:
+        what = f"it is the code of {kind} itself, between its modules, that"
+    elif between:
+        what = f"it is the code of module {name!r}, a {kind}, between the modules within it, that"
+    else:
+        what = f"module {name!r}, a {kind}, is the first that"
     msg = (
-        f"{type(vae).__name__} {does} otherwise when its {side} is sharded: module {name!r}, a "
-        f"{kind}, is the first that differs; register a rule for its class "
-        "(omni_vae_patch.register_rule), or use mode='tile'"
+        f"{type(vae).__name__} {does} otherwise when its {side} is sharded: {what} differs; "
+        "register a rule for its class (omni_vae_patch.register_rule), or use mode='tile'"
     )
     raise ParallelConfigError(msg)

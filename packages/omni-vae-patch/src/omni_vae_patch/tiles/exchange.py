@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator import GroupCoordinator
-from omni_vae_patch.tiles.agreement import Attempt, Plain, settle
+from omni_vae_patch.agreement import Attempt, Plain, settle
 
 _REMEMBERED = 4096
 

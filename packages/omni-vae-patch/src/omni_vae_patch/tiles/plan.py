@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
+from omni_vae_patch.attributes import plain_settings
 from omni_vae_patch.tiles.balance import balanced_owners
 from omni_vae_patch.tiles.calls import Call, Recorder, describe_inputs
 from omni_vae_patch.tiles.network_state import MemoryMarks, Place
@@ -145,14 +146,9 @@ def _divided(
 
 def input_signature(vae: Any, network: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """What a plan depends on: the inputs but for their values, and the autoencoder's settings."""
-    settings = {
-        key: value
-        for key, value in vars(vae).items()
-        if not key.startswith("_") and isinstance(value, bool | int | float | str)
-    }
     given = [*enumerate(args), *sorted(kwargs.items())]
     words = [f"{name}={_word(value)}" for name, value in given]
-    return f"{type(vae).__qualname__}.{network}({', '.join(words)}) with {settings}"
+    return f"{type(vae).__qualname__}.{network}({', '.join(words)}) with {plain_settings(vae)}"
 
 
 def _word(value: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError, ParallelError
-from omni_vae_patch.tiles.agreement import PeerStoppedError
+from omni_vae_patch.agreement import PeerStoppedError
 from omni_vae_patch.tiles.plan import TilePlan
 
 _NORM, _DONE, _FAILED = 0, 1, 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
-from omni_vae_patch.tiles.agreement import Attempt, settle
+from omni_vae_patch.agreement import Attempt, settle
+from omni_vae_patch.gradients import refuse_gradients, tensors_in
 from omni_vae_patch.tiles.calls import Player, Worker
 from omni_vae_patch.tiles.exchange import Piece, TileExchange
 from omni_vae_patch.tiles.network_state import CallWatch, Place
@@ -97,7 +98,7 @@ class TiledVae:
                 f"{network[:-1]!r}, whose tiles are to be divided; use it on one rank"
             )
             raise ParallelConfigError(msg)
-        _refuse_gradients((args, kwargs))
+        refuse_gradients((args, kwargs))
         run = partial(method, *args, **kwargs)
         if self.group.world_size == 1 and not self._shared_norms:
             return run()
@@ -119,7 +120,7 @@ class TiledVae:
             Piece(plan.owner(call), f"{network} {index} {call.inputs}")
             for index, call in enumerate(plan.calls)
         ]
-        device = next((t.device for t in _tensors((args, kwargs))), self.group.device)
+        device = next((t.device for t in tensors_in((args, kwargs))), self.group.device)
         tiles = self._exchange.deliver(what, pieces, work, self._destinations, device)
         joined = Attempt()
         if self.group.rank_in_group in self._destinations:
@@ -183,22 +184,3 @@ class TiledVae:
             output = run()
         player.check_output(output)
         return output
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def _refuse_gradients(value: object) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(value)):
-        msg = (
-            "tiles over ranks are for inference, and the input asks for gradients; call under "
-            "torch.no_grad(), or without tiles over ranks"
-        )
-        raise ParallelConfigError(msg)

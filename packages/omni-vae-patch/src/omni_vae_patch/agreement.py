@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import torch
 import torch.distributed as dist
 
-from omni_group_coordinator import GroupCoordinator, ParallelError, RankMismatchError
+from omni_group_coordinator import (
+    CommunicationError,
+    GroupCoordinator,
+    ParallelConfigError,
+    ParallelError,
+    RankMismatchError,
+)
 
 Plain = Any
 """``None``, numbers, texts, dtypes, lists, tuples and dicts of these."""
 
 _READY, _ASKS, _FAILED = 0, 1, 2
+_OTHER, _MEMORY, _CONFIG = 0, 1, 2
+T = TypeVar("T")
 
 
 class PeerOutOfMemoryError(ParallelError, torch.OutOfMemoryError):
@@ -39,9 +47,11 @@ class Attempt:
 
     @classmethod
     def of(cls, work: Callable[[], Any]) -> Attempt:
-        """Do the work and keep its value or its error."""
+        """Do the work and keep its value or its error; where the group is gone, nobody waits."""
         try:
             return cls(work())
+        except CommunicationError:
+            raise
         except Exception as error:
             return cls(error=error)
 
@@ -71,7 +81,8 @@ def settle(
     Raises:
         Exception: This rank's attempt failed: its own error.
         PeerOutOfMemoryError: Other ranks ran out of memory, and nothing else went wrong.
-        ParallelError: Another rank failed; the message names rank and error.
+        ParallelError: Another rank failed; the message names rank and error. It is a
+            `ParallelConfigError` if that rank's was.
         RankMismatchError: The plans differ.
     """
     if attempt.error is None and group.world_size == 1:
@@ -84,9 +95,10 @@ def settle(
         if code == _READY and high == -low:
             return None
         error = None if isinstance(attempt.error, PeerStoppedError) else attempt.error
-        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        kind = _MEMORY if isinstance(error, torch.OutOfMemoryError) else _OTHER
+        kind = _CONFIG if isinstance(error, ParallelConfigError) else kind
         report = None if error is None else f"{type(error).__name__}: {error}"
-        said = group.all_gather_object([report, out_of_memory, plan, note])
+        said = group.all_gather_object([report, kind, plan, note])
         _check(group, what, attempt, said)
         return [rest[-1] for rest in said]
     if attempt.error is not None:
@@ -97,18 +109,42 @@ def settle(
 def _check(group: GroupCoordinator, what: str, attempt: Attempt, said: Sequence[Plain]) -> None:
     if attempt.error is not None and not isinstance(attempt.error, PeerStoppedError):
         raise attempt.error
-    failed = [(rank, text, oom) for rank, (text, oom, *_) in enumerate(said) if text]
+    failed = [(rank, text, kind) for rank, (text, kind, *_) in enumerate(said) if text]
     if failed:
-        rank, text, _ = failed[0]
-        everywhere = all(oom for *_, oom in failed)
-        kind = PeerOutOfMemoryError if everywhere else ParallelError
+        rank, text, kind = failed[0]
         msg = f"{what} failed on rank {group.ranks[rank]}: {text}"
-        raise kind(msg)
+        if all(kind == _MEMORY for *_, kind in failed):
+            raise PeerOutOfMemoryError(msg)
+        raise ParallelConfigError(msg) if kind == _CONFIG else ParallelError(msg)
     plans = [plan for _, _, plan, _ in said]
     if any(plan != plans[0] for plan in plans):
         lines = [f"  rank {group.ranks[rank]}: {plan}" for rank, plan in enumerate(plans)]
         msg = (
-            f"{what} differs between the ranks of one image, which need the same input, settings "
+            f"{what} differs between the ranks of one group, which need the same input, settings "
             "and kind of autoencoder:\n" + "\n".join(lines)
         )
         raise RankMismatchError(msg)
+
+
+def agreed(
+    group: GroupCoordinator,
+    what: str,
+    work: Callable[[], T],
+    same: Callable[[T], Plain] | None = None,
+) -> T:
+    """What some work on this rank gives, once it has failed on none.
+
+    Args:
+        group: The ranks; all of them make this call, and nothing in the work communicates.
+        what: What it is, for messages.
+        work: Done on this rank.
+        same: Gives what of the result must be equal on all ranks.
+
+    Raises:
+        Exception: As of `settle`.
+    """
+    attempt = Attempt.of(work)
+    plan = "" if same is None or attempt.error is not None else repr(same(attempt.value))
+    settle(group, what, attempt, plan=plan)
+    value: T = attempt.value
+    return value

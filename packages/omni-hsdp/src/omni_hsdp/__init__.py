@@ -11,6 +11,7 @@ from omni_hsdp.ignored import WholeParameter
 from omni_hsdp.loading import load_hsdp_model
 from omni_hsdp.report import HSDPReport, hsdp_report
 from omni_hsdp.strategy import HSDPStrategy, strategy
+from omni_hsdp.whole_shapes import whole_shapes
 from omni_parallel_state.denoising.names import DENOISERS
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "remove_hsdp",
     "set_policy",
     "strategy",
+    "whole_shapes",
 ]

@@ -6,6 +6,8 @@ private; checked on torch 2.13.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,13 +17,12 @@ from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 _OURS = "torch.distributed.fsdp"
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
+_STATE_HOOKS = (
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", *_STATE_HOOKS)
 _FLAGS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
@@ -72,6 +73,28 @@ def remove_fully_shard(module: nn.Module) -> None:
     for key in (STATE_KEY, REGISTRY_KEY):
         if not module.__dict__.get(key, True):
             del module.__dict__[key]
+
+
+@contextmanager
+def without_state_hooks(model: nn.Module) -> Iterator[None]:
+    """Have ``state_dict`` and ``load_state_dict`` leave weights as they are within the block.
+
+    torch gives up what is gathered in both, and expects shares after loading; peft calls both
+    when it loads an adapter.
+    """
+    taken: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    for module in model.modules():
+        for name in _STATE_HOOKS:
+            hooks = module.__dict__[name]
+            ours = {key: hook for key, hook in hooks.items() if _is_of_torch(hook)}
+            for key in ours:
+                del hooks[key]
+            taken.append((hooks, ours))
+    try:
+        yield
+    finally:
+        for hooks, ours in taken:
+            hooks.update(ours)
 
 
 def _remove_hooks(module: nn.Module, name: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelConfigError
+from omni_hsdp.fsdp_internals import without_state_hooks
 from omni_hsdp.gather_policy import GatherPolicy, policy_for
 from omni_hsdp.sharded_model import ShardedModel, ShardedParameter, record_of
 
@@ -53,7 +54,8 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     record.gatherer.enter()
     views = [parameter.current.data for parameter in record.parameters] if write else []
     try:
-        yield model
+        with without_state_hooks(model):
+            yield model
         with torch.inference_mode(False), torch.no_grad():
             for changed in zip(record.parameters, shares, views, strict=True) if write else ():
                 _write_back(record, *changed)

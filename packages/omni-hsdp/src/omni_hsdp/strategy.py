@@ -12,22 +12,27 @@ from omni_hsdp.hsdp_config import HSDPInferenceConfig
 from omni_parallel_state import Handle, ParallelState
 from omni_parallel_state.denoising.names import DENOISERS
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+"""Attributes of pipelines that hold a text encoder."""
+
 
 class HSDPStrategy:
     """Shards weights over the ``fs`` group of a state.
 
     Args:
-        components: Which modules of a pipeline; default: those that predict noise. Text encoders
-            may be added, where the pipeline only calls them.
+        components: Which modules of a pipeline; default: those that predict noise.
+        text_encoders: Shard the text encoders of a pipeline too, as many as it has. The pipeline
+            must only call them.
     """
 
     name = "hsdp"
 
-    def __init__(self, components: tuple[str, ...] = ()) -> None:
+    def __init__(self, components: tuple[str, ...] = (), *, text_encoders: bool = False) -> None:
         self.components = components
+        self.text_encoders = text_encoders
 
     def apply(self, target: Any, state: ParallelState) -> Handle:
-        """Shard a module, or the modules of a pipeline that predict noise.
+        """Shard a module, or modules of a pipeline: those that predict noise, or those asked for.
 
         Weights are gathered in the dtype that they have.
 
@@ -60,6 +65,9 @@ class HSDPStrategy:
                 f"{', '.join(sorted(here)) or 'none'}. Pass the module itself"
             )
             raise ParallelConfigError(msg)
+        if self.text_encoders:
+            encoders = [getattr(target, name, None) for name in TEXT_ENCODERS]
+            modules += [module for module in encoders if isinstance(module, nn.Module)]
         return list(dict.fromkeys(modules))
 
 

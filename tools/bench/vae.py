@@ -23,10 +23,11 @@ def main(**given: Any) -> None:
     """Compare ways to decode a latent by an autoencoder with random weights, on two ranks.
 
     The floor is what each rank takes for its own half if nothing is exchanged, which is fast and
-    wrong. Then diffusers' own tiles on one process; omni-vae-patch, exact along either side and by
-    the same tiles; and DistVAE, if it is installed. Every rank is a process with one thread.
-    Contestants take turns round by round; numbers are medians over the rounds, and ratios are taken
-    within a round.
+    wrong; it attends to its own half alone, so it stands there again with as much attention as an
+    exact decode has (+keys). Then diffusers' own tiles on one process; omni-vae-patch, exact
+    along either side and by the same tiles; and DistVAE, if it is installed. Every rank is a
+    process with one thread. Contestants take turns round by round; numbers are medians over the
+    rounds, and ratios are taken within a round.
 
     Memory is the largest sum of tensors that a decode made and that were alive at once, on the rank
     that had most, without weights and without what operators use for themselves. Errors are the

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
+from unittest.mock import patch
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from bench.contestants import applied
 from bench.vae_models import tile
@@ -18,7 +22,8 @@ from omni_parallel_state import ParallelLayout
 RANKS: Final = 2
 DISTVAE: Final = "DistVAE"
 _OMNI: Final = "omni-vae-patch"
-_SIDES: Final = {"height": -2, "width": -1}
+_SIDES: Final = {"height": -2, "width": -1, "height+keys": -2, "width+keys": -1}
+_ALL_KEYS: Final = "+keys"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class VaeContestant:
     @property
     def name(self) -> str:
         """Name in tables."""
-        return f"{self.side} {self.mode}{', no exchange' if self.side == FLOOR else ''}"
+        return f"{self.side} {self.mode}"
 
     @property
     def alone(self) -> bool:
@@ -75,8 +80,27 @@ class VaeContestant:
 
     def run(self, vae: Any, latent: Tensor) -> Tensor:
         """Decode, once `apply` was called."""
-        sample: Tensor = vae.decode(self.own(latent), return_dict=False)[0]
+        with all_keys() if self.mode.endswith(_ALL_KEYS) else nullcontext():
+            sample: Tensor = vae.decode(self.own(latent), return_dict=False)[0]
         return sample
+
+
+@contextmanager
+def all_keys() -> Iterator[None]:
+    """Give each query as many keys as there are on all ranks.
+
+    Of a floor that has its own alone half of the attention is missing, which nothing that is
+    exact can leave out.
+    """
+    attend = functional.scaled_dot_product_attention
+
+    def attend_to_all(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        ranks = dist.get_world_size()
+        key, value = (torch.cat([one] * ranks, dim=-2) for one in (key, value))
+        return attend(query, key, value, *args, **kwargs)
+
+    with patch.object(functional, "scaled_dot_product_attention", attend_to_all):
+        yield
 
 
 def _parallelize(vae: Any, mode: str) -> Callable[[], None]:
@@ -108,6 +132,8 @@ def vae_contestants() -> list[VaeContestant]:
     return [
         VaeContestant(FLOOR, "height"),
         VaeContestant(FLOOR, "width"),
+        VaeContestant(FLOOR, f"height{_ALL_KEYS}"),
+        VaeContestant(FLOOR, f"width{_ALL_KEYS}"),
         VaeContestant("diffusers", "tiles"),
         VaeContestant(_OMNI, "height"),
         VaeContestant(_OMNI, "width"),

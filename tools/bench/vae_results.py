@@ -77,11 +77,13 @@ class DecodeResult(CaseResult):
 
         Contestants that split no side are compared with the floor that is faster.
         """
-        if not isinstance(measured, DecodeMeasured) or measured.side == FLOOR:
+        if not isinstance(measured, DecodeMeasured):
             return None
         decoded = [m for m in self.measured if isinstance(m, DecodeMeasured)]
-        floors = [m for m in decoded if m.side == FLOOR and m.seconds]
-        own = [m for m in floors if m.mode == measured.mode] or floors
+        floors = [m for m in decoded if m.side == FLOOR and "+" not in m.mode and m.seconds]
+        if measured in floors:
+            return None
+        own = [m for m in floors if m.mode == measured.mode.partition("+")[0]] or floors
         if not own or not measured.seconds:
             return None
         best = max(own, key=lambda m: pairwise_ratio(self.single, m.seconds).median)

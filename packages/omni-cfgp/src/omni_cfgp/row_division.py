@@ -10,7 +10,7 @@ from omni_cfgp.denoiser import Denoiser
 from omni_cfgp.outcome import Outcome
 from omni_group_coordinator import GroupCoordinator, ParallelError, split_sizes
 from omni_parallel_state.denoising.row_results import is_part
-from omni_parallel_state.denoising.rows import RowPlan, plan_rows
+from omni_parallel_state.denoising.rows import RowPlan, call_flags, plan_rows
 
 _log = logging.getLogger("omni_cfgp")
 
@@ -58,7 +58,7 @@ class RowDivision:
             # A call more would count as a step, and each rank would judge by rows of its own.
             self._tell(f"{denoiser.name} caches features, so the rows of its calls stay together")
             return None, None
-        kind = (denoiser.name, plan.dims, _flags(args, kwargs), self._attention[denoiser.name])
+        kind = (denoiser.name, plan.dims, call_flags(args, kwargs), self._attention[denoiser.name])
         if kind in self._verdicts:
             return (plan if self._verdicts[kind] else None), None
         whole, verdict = self._try(denoiser, args, kwargs, plan)
@@ -99,11 +99,3 @@ class RowDivision:
                 msg = f"{denoiser.name} failed on group rank {rank}: {report}"
                 raise ParallelError(msg)
         return whole, all(agreed for _, agreed in said)
-
-
-def _flags(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """What beside the rows may decide whether they see each other."""
-    return tuple(
-        (name, value if isinstance(value, bool | str) else type(value).__name__)
-        for name, value in (*enumerate(args), *sorted(kwargs.items()))
-    )

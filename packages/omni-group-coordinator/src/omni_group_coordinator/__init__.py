@@ -22,6 +22,7 @@ from omni_group_coordinator.group_coordinator import (
     SequenceParallelGroupCoordinator,
 )
 from omni_group_coordinator.messages import TensorSpec
+from omni_group_coordinator.pending_work import PendingWork, wait_all
 from omni_group_coordinator.process_groups import DEFAULT_TIMEOUT, ProcessGroupPool, ProcessGroups
 from omni_group_coordinator.traffic import Traffic, record_traffic
 from omni_group_coordinator.utils import backend_for_device, get_local_device, split_sizes
@@ -32,6 +33,7 @@ __all__ = [
     "GroupCoordinator",
     "ParallelConfigError",
     "ParallelError",
+    "PendingWork",
     "PipelineGroupCoordinator",
     "ProcessGroupPool",
     "ProcessGroups",
@@ -51,4 +53,5 @@ __all__ = [
     "record_traffic",
     "ring_shift",
     "split_sizes",
+    "wait_all",
 ]

@@ -1,5 +1,22 @@
-"""Pipeline parallelism for diffusion transformers."""
+"""Stages of diffusion transformers over ranks, and what keeps them busy."""
 
-from omni_pp.__about__ import __version__ as __version__
+from omni_pp.__about__ import __version__
+from omni_pp.partition import PartitionedModel, partition_model
+from omni_pp.pipeline_parallel import AsyncLatents, PipelineParallelMixin
+from omni_pp.pp_config import PipelineParallelConfig
+from omni_pp.stages.application import apply_pipeline_parallel
+from omni_pp.stages.pipeline_handle import PipelineHandle
+from omni_pp.strategy import PipelineParallelStrategy, strategy
 
-__all__ = ["__version__"]
+__all__ = [
+    "AsyncLatents",
+    "PartitionedModel",
+    "PipelineHandle",
+    "PipelineParallelConfig",
+    "PipelineParallelMixin",
+    "PipelineParallelStrategy",
+    "__version__",
+    "apply_pipeline_parallel",
+    "partition_model",
+    "strategy",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,3 +126,11 @@ def _find(
         for key, item in value.items():
             if isinstance(key, str):
                 _find(item, key, (*path, key), rows, dims)
+
+
+def call_flags(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """What beside the rows may decide whether they see each other."""
+    return tuple(
+        (name, value if isinstance(value, bool | str) else type(value).__name__)
+        for name, value in (*enumerate(args), *sorted(kwargs.items()))
+    )

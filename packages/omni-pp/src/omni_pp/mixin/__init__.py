@@ -1,0 +1,1 @@
+"""What `PipelineParallelMixin` is made of: messages of a step, branches, wrapped methods."""

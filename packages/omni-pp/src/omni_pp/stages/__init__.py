@@ -1,0 +1,1 @@
+"""What runs a partitioned model over ranks: exchange, order of work, application."""

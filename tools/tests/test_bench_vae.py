@@ -127,8 +127,8 @@ def test_the_list_names_every_row():
         (["--rows", "kl-257"], "'kl-257' is unknown; legal: kl-256, kl-1024, wan-480x5"),
         (
             ["--modes", "rows"],
-            "'rows'; legal: height, height+keys, tiles, width, width+keys, each also with floor:, diffusers:, "
-            "omni-vae-patch: or DistVAE: in front",
+            "'rows'; legal: height, height+keys, tiles, width, width+keys, each also with floor:, "
+            "diffusers:, omni-vae-patch: or DistVAE: in front",
         ),
         (["--rounds", "0"], "0 is not in the range"),
     ],
@@ -186,8 +186,7 @@ def test_the_report_fits_a_hundred_columns():
 def test_the_floor_is_that_of_the_same_side_or_else_the_faster_one():
     case = result_of(vae_case.CASES["kl-256"])
     slow = tuple(
-        replace(m, seconds=(100.0, 100.0)) if m.name == "floor height" else m
-        for m in case.measured
+        replace(m, seconds=(100.0, 100.0)) if m.name == "floor height" else m for m in case.measured
     )
     case = replace(case, measured=slow)
     shares = {m.name: case.share_of_floor(m) for m in case.measured}

@@ -42,12 +42,14 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--layout", ""], ["--layout", "an empty layout", "such as cfg=2,ulysses=2"]),
         (
             ["--layout", "tp=2"],
-            ["--layout", "'tp' is no degree", "legal: cfg, ring, ulysses, vae_patch"],
+            ["--layout", "'tp' is no degree", "legal: cfg, pp, ring, ulysses, hsdp, vae_patch"],
         ),
         (["--layout", "cfg=two"], ["--layout", "cfg=two is no number of ranks"]),
         (["--layout", "ring=0"], ["--layout", "nearest legal value is ring=1"]),
         (["--layout", "cfg=2,cfg=2"], ["--layout", "cfg is given twice"]),
         (["--layout", "cfg=3"], ["--layout", "has 2 guidance branches", "legal: 1, 2"]),
+        (["--layout", "pp=7"], ["--layout", "has 6 blocks", "legal: 1 to 6"]),
+        (["--layout", "pp=2,hsdp=2"], ["--layout", "legal: pp=2 or hsdp=2, each with any of cfg"]),
         (["--layout", "cfg=2,vae_patch=3"], ["--layout", "nearest legal vae_patch: 1, 2"]),
         (["--layout", "ulysses=65"], ["--layout", "65 ranks", "nearest: ulysses=64"]),
         (
@@ -96,6 +98,8 @@ def test_bad_input_is_refused_before_a_rank_starts(options: list[str], parts: li
         ("ring=2", "omni-sp"),
         ("cfg=2", "omni-cfgp"),
         ("vae_patch=2", "omni-vae-patch"),
+        ("hsdp=2", "omni-hsdp"),
+        ("pp=2", "omni-pp"),
         ("cfg=1", None),
     ],
 )
@@ -124,7 +128,10 @@ def fake_launch(error: float) -> object:
         if layout.world_size > 1:
             pictures[-1][0, 1, 2, 3] += error
         ranks = layout.world_size
-        reports = [RankReport(rank, 0.5 / ranks, 3e6, 10**9) for rank in range(ranks)]
+        reports = [
+            RankReport(rank, 0.5 / ranks, 3e6, 10**9, 10**7 // (layout.fs * layout.pp))
+            for rank in range(ranks)
+        ]
         return RunResult(layout, tuple(reports), tuple(pictures))
 
     return launch
@@ -152,6 +159,8 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
         (["--layout", "ring=2", "--ranks", "2"], 2, ["ring=2"]),
         (["--layout", "cfg=2,ulysses=2"], 4, ["cfg=2", "ulysses=2"]),
         (["--layout", "vae_patch=2"], 2, ["vae_patch=2"]),
+        (["--layout", "hsdp=2,ulysses=2"], 2, ["ulysses=2", "hsdp=2"]),
+        (["--layout", "pp=2,cfg=2"], 4, ["cfg=2", "pp=2"]),
         (["--layout", "vae_patch=4,cfg=2,ring=2"], 4, ["cfg=2", "ring=2", "vae_patch=4"]),
         # 16 ranks and 8 tokens, which the 8 ranks of each branch share
         (
@@ -180,6 +189,20 @@ def test_the_layout_is_named_in_the_table_and_on_the_sheet(
     table = [line for line in result.output.splitlines() if line[:1] in {"┃", "│"}]
     assert "sent / step" in table[0]
     assert all(len(line) <= 80 for line in table)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"), [("hsdp=4", True), ("pp=4", True), ("ulysses=4", False)]
+)
+def test_weights_of_each_rank_are_told_where_ranks_share_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str, said: bool
+) -> None:
+    monkeypatch.setattr(command, "load_strategy", lambda name: None)
+    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    result = run("--prompt", "a red circle", "--layout", layout, "--out", str(tmp_path / "a.png"))
+    assert result.exit_code == 0, result.output
+    line = "weights: 10.00 MB on one process, 2.50 MB on each rank"
+    assert (line in result.output) == said
 
 
 def test_one_rank_is_the_single_process_alone(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 import pytest
 
 from omni_parallel.demo.layout_option import MAX_RANKS, choose_layout, parse_layout
 from omni_parallel.demo.layouts import DEGREES, STRATEGIES, layout_name, strategies_of
+from omni_parallel.demo.pipeline import MODEL
+from omni_parallel.demo.request import BLOCKS
 from omni_parallel_state import ParallelLayout
 
 
@@ -36,6 +40,27 @@ from omni_parallel_state import ParallelLayout
             "cfg=2, ulysses=2, vae_patch=2",
             ("sp", "cfgp", "vae_patch"),
         ),
+        ("hsdp=2", ParallelLayout(dp=2, fs=2), "hsdp=2", ("hsdp",)),
+        (
+            "ulysses=2,hsdp=2",
+            ParallelLayout(ulysses=2, fs=2),
+            "ulysses=2, hsdp=2",
+            ("hsdp", "sp"),
+        ),
+        (
+            "vae_patch=2,hsdp=4,ulysses=2,cfg=2",
+            ParallelLayout(cfg=2, ulysses=2, fs=4, vae=2),
+            "cfg=2, ulysses=2, hsdp=4, vae_patch=2",
+            ("hsdp", "sp", "cfgp", "vae_patch"),
+        ),
+        ("pp=6", ParallelLayout(pp=6), "pp=6", ("pp",)),
+        ("cfg=2,pp=2", ParallelLayout(cfg=2, pp=2), "cfg=2, pp=2", ("pp", "cfgp")),
+        (
+            "vae_patch=2,ulysses=2,pp=2,cfg=2,hsdp=1",
+            ParallelLayout(cfg=2, pp=2, ulysses=2, vae=2),
+            "cfg=2, pp=2, ulysses=2, vae_patch=2",
+            ("pp", "sp", "cfgp", "vae_patch"),
+        ),
         ("cfg=2,vae_patch=1", ParallelLayout(cfg=2), "cfg=2", ("cfgp",)),
         (f"ulysses={MAX_RANKS}", ParallelLayout(ulysses=MAX_RANKS), "ulysses=64", ("sp",)),
     ],
@@ -50,16 +75,23 @@ def test_a_layout_is_read_named_and_served(
 
 
 def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
-    assert list(DEGREES) == ["cfg", "ring", "ulysses", "vae_patch"]
+    assert list(DEGREES) == ["cfg", "pp", "ring", "ulysses", "hsdp", "vae_patch"]
     served = {degree for degrees in STRATEGIES.values() for degree in degrees}
     assert set(DEGREES.values()) == served
 
 
 @pytest.mark.parametrize(
     ("text", "ranks"),
-    [("vae_patch=3", 3), ("cfg=2,vae_patch=2", 2), ("ulysses=2,vae_patch=2", 2)],
+    [
+        ("vae_patch=3", 3),
+        ("cfg=2,vae_patch=2", 2),
+        ("ulysses=2,vae_patch=2", 2),
+        ("hsdp=3", 3),
+        ("ulysses=2,hsdp=2,vae_patch=2", 2),
+        ("hsdp=2,vae_patch=3", 6),
+    ],
 )
-def test_ranks_that_decode_together_are_those_that_there_are(text: str, ranks: int) -> None:
+def test_ranks_of_an_overlay_are_those_that_there_are(text: str, ranks: int) -> None:
     assert parse_layout(text).world_size == ranks
 
 
@@ -72,11 +104,12 @@ def test_ranks_that_decode_together_are_those_that_there_are(text: str, ranks: i
         (",,cfg=2", "an empty part in ',,cfg=2'"),
         (
             "tp=2",
-            "'tp' is no degree that the demonstration knows; legal: cfg, ring, ulysses, vae_patch",
+            "'tp' is no degree that the demonstration knows; "
+            "legal: cfg, pp, ring, ulysses, hsdp, vae_patch",
         ),
-        ("CFG=2", "'CFG' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
-        ("=2", "'' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
-        ("2", "'2' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
+        ("CFG=2", "'CFG' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
+        ("=2", "'' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
+        ("2", "'2' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
         ("order=2", "'order' is no degree"),
         ("cfg", "cfg has no degree in 'cfg'; nearest: cfg=2"),
         ("cfg=", "cfg= is no number of ranks; legal: a whole number from 1 to 64"),
@@ -90,12 +123,26 @@ def test_ranks_that_decode_together_are_those_that_there_are(text: str, ranks: i
         ("cfg=-2", "cfg=-2 is no degree; .* nearest legal value is cfg=1"),
         ("ring=2,ulysses=2,ring=3", "ring is given twice in .*; legal: once, such as ring=3"),
         ("cfg=3", "cfg=3: .* has 2 guidance branches, .*; legal: 1, 2"),
-        ("vae=2", "'vae' is no degree .*; legal: cfg, ring, ulysses, vae_patch"),
+        ("pp=7", "pp=7: .* has 6 blocks, .*; legal: 1 to 6$"),
+        ("pp=999999999", "has 6 blocks"),
+        ("pp=0", "pp=0 is no degree; .* nearest legal value is pp=1"),
+        ("pp=2,hsdp=2", "legal: pp=2 or hsdp=2, each with any of cfg, ring, ulysses, vae_patch$"),
+        ("hsdp=2,ulysses=2,pp=3", "legal: pp=3 or hsdp=2, each with any of"),
+        ("pp=6,ulysses=64", "is 384 ranks; .* nearest: pp=6,ulysses=10"),
+        ("vae=2", "'vae' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
         ("vae_patch=0", "vae_patch=0 is no degree; .* nearest legal value is vae_patch=1"),
         (
             "cfg=2,vae_patch=3",
             "vae_patch=3 does not divide the 2 ranks; nearest legal vae_patch: 1, 2$",
         ),
+        ("hsdp=0", "hsdp=0 is no degree; .* nearest legal value is hsdp=1"),
+        (
+            "cfg=2,hsdp=3",
+            "^hsdp=3 does not divide the world of 2 ranks; nearest legal hsdp: 1, 2$",
+        ),
+        ("fs=2", "'fs' is no degree .*; legal: .*hsdp"),
+        ("ulysses=96,hsdp=48,vae_patch=12", "; nearest: ulysses=64,hsdp=32,vae_patch=8"),
+        ("hsdp=6,vae_patch=35", "is 210 ranks; .* nearest: hsdp=4,vae_patch=32"),
         ("vae_patch=65", "vae_patch=65 is 65 ranks; .* nearest: vae_patch=64"),
         ("vae_patch=999999999", "legal: up to 64; nearest: vae_patch=64"),
         ("ulysses=96,vae_patch=48", "is 96 ranks; .* nearest: ulysses=64,vae_patch=32"),
@@ -130,3 +177,8 @@ def test_ranks_that_contradict_the_layout_are_refused(ranks: int, layout: str) -
     )
     with pytest.raises(click.BadParameter, match=message):
         choose_layout(ranks, asked)
+
+
+def test_there_are_as_many_blocks_as_the_model_has() -> None:
+    config = json.loads((MODEL / "transformer" / "config.json").read_text())
+    assert config["num_layers"] + config["num_single_layers"] == BLOCKS

@@ -8,6 +8,7 @@ from typing import Any
 
 from omni_group_coordinator import ParallelError
 from omni_parallel_state.denoising.structure import Plain, describe, tensors_in
+from omni_parallel_state.denoising.waiting import resolve_all
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Outcome:
     def of(cls, work: Callable[[], Any]) -> Outcome:
         """Do the work; an error is kept, for no rank may leave before its peers know of it."""
         try:
-            value = work()
+            value = resolve_all(work())  # stages of a pipeline hand out what has not arrived
             if any(tensor.requires_grad for tensor in tensors_in(value)):
                 msg = (
                     "guidance over ranks is for inference, and the prediction asks for gradients; "

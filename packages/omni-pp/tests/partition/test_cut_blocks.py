@@ -16,6 +16,7 @@ from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_pp.partition import cut_blocks, measure_block_costs, partition_model
+from omni_pp.partition.balance import parameter_costs
 
 
 def sums(costs: list[float], boundaries: tuple[int, ...]) -> list[float]:
@@ -62,15 +63,27 @@ def test_costs_that_are_none(bad: float) -> None:
 
 
 def test_balances() -> None:
-    """A double block of Flux has 2.4 times the matrices of a single one."""
+    """A double block of Flux has 2.4 times the matrices of a single one, for as many tokens."""
 
     def boundaries(**options) -> tuple[int, ...]:
         return partition_model(flux(4, 6), 2, stage=0, **options).boundaries
 
     assert boundaries(balance="count") == (0, 5, 10)
-    assert boundaries() == boundaries(balance="cost") == (0, 3, 10)
+    assert boundaries() == boundaries(balance="cost") == (0, 5, 10)
+    model = flux(4, 6)
+    double, single = parameter_costs(
+        [model.transformer_blocks[0], model.single_transformer_blocks[0]]
+    )
+    assert 0.9 < double / single < 1.1
     assert boundaries(balance=[1] * 9 + [9]) == (0, 9, 10)
     assert boundaries(balance="count", points=[7]) == (0, 7, 10)
+
+
+def test_a_heavy_block_is_a_stage_of_its_own() -> None:
+    model = toys.Toy(4)
+    width = model.blocks[0].linear.in_features
+    model.blocks[3].more = nn.Linear(width, 10 * width)
+    assert partition_model(model, 2, stage=0).boundaries == (0, 3, 4)
 
 
 def test_blocks_without_matrices() -> None:

@@ -12,6 +12,7 @@ from toy_stages import ToyPipeline, ToyTransformer, alone, guided, stages
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
+from omni_parallel_state.denoising.replaced_calls import give_call
 from omni_pp.pp_config import PipelineParallelConfig
 from omni_pp.stages.application import apply_pipeline_parallel
 from omni_pp.strategy import strategy
@@ -87,6 +88,31 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_changed(ranks: RankPoo
         "its model": "this ToyTransformer is cut into stages already",
     }.items():
         assert part in first[name], (name, first[name])
+
+
+def differ() -> tuple[str, str]:
+    state = ParallelState(ParallelLayout(pp=2))
+    pipeline = ToyPipeline()
+    found = []
+    rank = state.pp.rank_in_group
+    try:
+        apply_pipeline_parallel(
+            pipeline, PipelineParallelConfig(virtual_stages=1 + rank), state=state
+        )
+    except ParallelError as error:
+        found.append(str(error))
+    give_call(pipeline.transformer, lambda *args, **kwargs: None)
+    try:
+        apply_pipeline_parallel(pipeline, state=state)
+    except ParallelConfigError as error:
+        found.append(str(error))
+    return found[0], found[1]
+
+
+def test_other_configurations_and_other_strategies_below_are_told(ranks: RankPool) -> None:
+    for configuration, order in ranks.run(differ):
+        assert "stage 1 was given another configuration than stage 0" in configuration
+        assert "apply the stages first, then guidance over ranks" in order
 
 
 @torch.no_grad()

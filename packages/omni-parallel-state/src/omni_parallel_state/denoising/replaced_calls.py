@@ -63,6 +63,11 @@ def call_below(target: Any) -> Callable[..., Any]:
     return below
 
 
+def is_given_call(target: Any) -> bool:
+    """Whether an object is called otherwise than its class says."""
+    return issubclass(type(target), Replaced) and type(target)._omni_owner() is target
+
+
 def watch_scheduler(scheduler: Any) -> Undo:
     """Have a scheduler be given real predictions: it keeps them, and asks for their class."""
     cls = _class_of(scheduler)

@@ -30,7 +30,7 @@ from omni_parallel.demo.request import (
     check_size,
 )
 from omni_parallel.demo.sheet import write_sheet
-from omni_parallel.demo.table import TOLERANCE, comparison
+from omni_parallel.demo.table import TOLERANCE, comparison, megabytes
 from omni_parallel.v1 import load_strategy
 from omni_parallel_state import ParallelLayout
 
@@ -63,8 +63,9 @@ class _Size(click.ParamType[tuple[int, int]]):
     type=parse_layout,
     metavar="NAME=DEGREE,...",
     help="Instead of --ranks, what the ranks share: the guidance branches (cfg=2), the tokens of "
-    "a picture (ulysses=2, ring=2), the rows of what is decoded (vae_patch=2), or several of these "
-    "(cfg=2,ulysses=2 on 4 ranks; vae_patch adds no ranks: cfg=2,vae_patch=2 on 2).",
+    "a picture (ulysses=2, ring=2), the blocks of the model (pp=2), the rows of what is decoded "
+    "(vae_patch=2), the weights (hsdp=2, without pp), or several of these (cfg=2,ulysses=2 on 4 "
+    "ranks; hsdp and vae_patch add no ranks: ulysses=2,hsdp=2 on 2).",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
 @click.option(
@@ -179,6 +180,12 @@ def _report(
         f"{request.steps} steps, guidance {request.guidance:g}, float32"
     )
     console.print(comparison(single, runs[1:]))
+    if parallel is not None and parallel.weight_bytes < single.weight_bytes:
+        console.print(
+            f"weights: {megabytes(single.weight_bytes)} on one process, "
+            f"{megabytes(parallel.weight_bytes)} on each rank",
+            highlight=False,
+        )
     try:
         write_sheet(out, request.prompts, {_title(run): run.pictures[0] for run in runs})
     except OSError as error:

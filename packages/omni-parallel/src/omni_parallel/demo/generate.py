@@ -6,14 +6,16 @@ import json
 import resource
 import statistics
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import record_traffic
 from omni_parallel.demo.interrupts import end_with_launcher
@@ -46,6 +48,8 @@ class RankReport:
     """Bytes that this rank sent, by all operations."""
     peak_bytes: int
     """Peak memory: of the accelerator if there is one, else resident memory of the process."""
+    weight_bytes: int = 0
+    """Bytes of parameters that this rank holds between steps: shares where ranks share them."""
 
 
 @record
@@ -69,6 +73,7 @@ def run_rank(
         pipeline = load_pipeline(state.device)
         for name in strategies_of(layout):
             stack.enter_context(load_strategy(name).apply(pipeline, state))
+        weights = weight_bytes(pipeline.components.values())
         clock = _Clock(Path(folder) / PROGRESS if state.rank == 0 else None)
         with record_traffic() as traffic:
             pictures = generate(pipeline, request, clock)
@@ -78,6 +83,7 @@ def run_rank(
             clock.seconds_per_step(),
             traffic.total_bytes / request.steps,
             peak_memory(state.device),
+            weights,
         )
 
 
@@ -116,6 +122,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def weight_bytes(parts: Iterable[object]) -> int:
+    """Bytes of the parameters of some modules that this process holds; others are passed over."""
+    found = {p for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+    held = (p.to_local() if isinstance(p, DTensor) else p for p in found)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 class _Clock:

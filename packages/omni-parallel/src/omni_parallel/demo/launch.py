@@ -48,6 +48,11 @@ class RunResult:
         """Of the rank that needs most."""
         return max(report.peak_bytes for report in self.reports)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Parameters of the rank that holds most."""
+        return max(report.weight_bytes for report in self.reports)
+
     def difference(self, other: RunResult) -> float:
         """Largest difference of any pixel on any rank from the first rank of another run."""
         # torch's max and not Python's, which may pass over a NaN.

@@ -8,8 +8,8 @@ from math import prod
 import click
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel.demo.layouts import DEGREES, OVERLAY, layout_name
-from omni_parallel.demo.request import GUIDANCE_BRANCHES
+from omni_parallel.demo.layouts import DEGREES, OVERLAYS, layout_name
+from omni_parallel.demo.request import BLOCKS, GUIDANCE_BRANCHES
 from omni_parallel_state import ParallelLayout
 
 MAX_RANKS = 64
@@ -30,12 +30,14 @@ def parse_layout(text: str) -> ParallelLayout:
             msg = f"{name} is given twice in {text!r}; legal: once, such as {name}={degree}"
             raise click.BadParameter(msg)
         degrees[name] = degree
+    _check_weights(degrees)
     try:
         fields = {DEGREES[name]: degree for name, degree in degrees.items()}
         layout = ParallelLayout(**fields)  # type: ignore[arg-type]  # its order is no number
     except ParallelConfigError as error:
         raise click.BadParameter(_as_options(str(error))) from None
     _check_branches(layout)
+    _check_blocks(layout)
     _check_ranks(layout, degrees)
     return layout
 
@@ -82,9 +84,29 @@ def _parse_part(part: str, text: str) -> tuple[str, int]:
 
 def _as_options(text: str) -> str:
     """A message about degrees of a layout, with the names that they have here."""
+    text = text.replace(" with replicate=1", "")  # of which the demonstration has none
     for name, degree in DEGREES.items():
         text = re.sub(rf"\b{degree}\b", name, text)
     return text
+
+
+def _check_weights(degrees: dict[str, int]) -> None:
+    if degrees.get("pp", 1) > 1 and degrees.get("hsdp", 1) > 1:
+        msg = (
+            "pp and hsdp both leave a rank a part of the weights, and neither works on what the "
+            f"other leaves; legal: pp={degrees['pp']} or hsdp={degrees['hsdp']}, each with any of "
+            f"{', '.join(name for name in DEGREES if name not in ('pp', 'hsdp'))}"
+        )
+        raise click.BadParameter(msg)
+
+
+def _check_blocks(layout: ParallelLayout) -> None:
+    if layout.pp > BLOCKS:
+        msg = (
+            f"pp={layout.pp}: the demonstration's model has {BLOCKS} blocks, so that further "
+            f"stages would have none; legal: 1 to {BLOCKS}"
+        )
+        raise click.BadParameter(msg)
 
 
 def _check_branches(layout: ParallelLayout) -> None:
@@ -100,16 +122,17 @@ def _check_branches(layout: ParallelLayout) -> None:
 def _check_ranks(layout: ParallelLayout, degrees: dict[str, int]) -> None:
     if layout.world_size <= MAX_RANKS:
         return
-    nearest = {name: degree for name, degree in degrees.items() if name != OVERLAY}
+    nearest = {name: degree for name, degree in degrees.items() if name not in OVERLAYS}
     while prod(nearest.values()) > MAX_RANKS:
         largest = max(nearest, key=lambda name: nearest[name])
         others = prod(nearest.values()) // nearest[largest]
         nearest[largest] = max(1, MAX_RANKS // others)
-    if OVERLAY in degrees:
-        ranks = prod(nearest.values())
-        ranks = MAX_RANKS if ranks == 1 else ranks  # alone it makes up the ranks itself
-        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0 and n <= degrees[OVERLAY]]
-        nearest[OVERLAY] = fitting[-1]
+    ranks = prod(nearest.values())
+    ranks = MAX_RANKS if ranks == 1 else ranks  # alone overlays make up the ranks themselves
+    for name in OVERLAYS:
+        if name in degrees:
+            fitting = [n for n in range(1, ranks + 1) if ranks % n == 0 and n <= degrees[name]]
+            nearest[name] = fitting[-1]
     msg = (
         f"{layout_name(layout)} is {layout.world_size} ranks; legal: up to {MAX_RANKS}; "
         f"nearest: {','.join(f'{name}={degree}' for name, degree in nearest.items())}"

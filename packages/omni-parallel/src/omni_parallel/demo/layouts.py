@@ -7,13 +7,18 @@ from dataclasses import fields
 from omni_parallel_state import ParallelLayout
 
 STRATEGIES = {
+    "hsdp": ("fs",),
+    "pp": ("pp",),
     "sp": ("ulysses", "ring"),
     "cfgp": ("cfg",),
     "vae_patch": ("vae",),
 }
-"""Degrees of a layout that each strategy serves, in the order in which strategies are applied."""
+"""Degrees of a layout that each strategy serves, in the order in which strategies are applied.
 
-_SAID = {"vae": "vae_patch"}  # it says what the ranks do with it
+Calls stand in layers, the later around the earlier: guidance divides calls that go through stages.
+"""
+
+_SAID = {"fs": "hsdp", "vae": "vae_patch"}  # they say what the ranks do with it
 
 DEGREES = {
     _SAID.get(field.name, field.name): field.name
@@ -22,8 +27,8 @@ DEGREES = {
 }
 """Degrees of a layout by the names that ``--layout`` has for them, in its order."""
 
-OVERLAY = "vae_patch"
-"""The degree that adds no ranks to those of the others."""
+OVERLAYS = tuple(_SAID.values())
+"""Degrees that add no ranks to those of the others."""
 
 
 def strategies_of(layout: ParallelLayout) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ PROMPTS = (
 GUIDANCE_BRANCHES = 2
 """One for the prompt and one for the negative prompt."""
 
+BLOCKS = 6
+"""Of the model's transformer, which stages share."""
+
 MAX_SIZE = 512
 """Longest side of a picture, in pixels; the model was trained on far smaller ones."""
 

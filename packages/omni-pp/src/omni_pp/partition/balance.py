@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -13,6 +14,8 @@ from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_pp.partition.block_lists import find_block_lists
+
+_OF_SOME = re.compile(r"(^|[._])(norm\w*|mod|modulation|adaln\w*|context|add|txt)([._]|$)")
 
 
 def cut_blocks(costs: Sequence[float], parts: int) -> tuple[int, ...]:
@@ -75,19 +78,28 @@ def _best(
 def parameter_costs(blocks: Sequence[nn.Module]) -> list[float]:
     """A cost of each block from the sizes of its matrices, which is what one token costs.
 
-    The quadratic term of attention is ignored, and so is that a block may send text and image
-    through different weights: where these matter, measure (`measure_block_costs`).
+    Without those that see one vector for a whole sample (modulation), and without those of a
+    second stream, of text: a token goes through the weights of one stream. Told by the names that
+    diffusers gives them. The quadratic term of attention is ignored: where that matters, measure
+    (`measure_block_costs`).
     """
-    sizes = [
-        (
-            sum(one.numel() for one in block.parameters() if one.ndim > 1),
-            sum(one.numel() for one in block.parameters()),
-        )
+    matrices = [
+        [(name.replace("_orig_mod.", ""), one) for name, one in block.named_parameters()]
         for block in blocks
     ]
-    if any(matrices for matrices, _ in sizes):
-        return [float(matrices) for matrices, _ in sizes]
-    return [float(everything) or 1.0 for _, everything in sizes]
+    for counts in (_is_of_every_token, _is_matrix, lambda name, one: True):
+        costs = [sum(p.numel() for n, p in found if counts(n, p)) for found in matrices]
+        if any(costs):
+            return [float(cost) or 1.0 for cost in costs]
+    return [1.0] * len(blocks)
+
+
+def _is_matrix(_: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1
+
+
+def _is_of_every_token(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and _OF_SOME.search(name) is None
 
 
 def measure_block_costs(

@@ -9,13 +9,19 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from omni_group_coordinator import GroupCoordinator, ParallelConfigError, ParallelError
+from omni_group_coordinator import (
+    GroupCoordinator,
+    ParallelConfigError,
+    ParallelError,
+    RankMismatchError,
+)
 from omni_parallel_state import ParallelState, get_parallel_state
 from omni_parallel_state.denoising.names import DENOISERS
 from omni_parallel_state.denoising.replaced_calls import (
     Undo,
     call_below,
     give_call,
+    is_given_call,
     real,
     watch_scheduler,
 )
@@ -54,7 +60,8 @@ def apply_pipeline_parallel(
 
     Raises:
         ParallelConfigError: The pipeline has no denoiser that is known, its blocks cannot be
-            found or cut so, it keeps features from step to step, or it is cut already.
+            found or cut so, it keeps features from step to step, it is cut already, or another
+            strategy has taken over its calls.
         RankMismatchError: The ranks were given different configurations.
         RuntimeError: No state was given and none is current.
     """
@@ -83,6 +90,12 @@ def apply_stages(
             msg = (
                 f"this {type(target).__name__} is cut into stages already; call remove() of its "
                 "handle first"
+            )
+            raise ParallelConfigError(msg)
+        if is_given_call(target):
+            msg = (
+                f"another strategy has taken over the calls of this {type(target).__name__}, and "
+                "stages stand below it; legal: apply the stages first, then guidance over ranks"
             )
             raise ParallelConfigError(msg)
     applied = Applied(pipeline, state.pp, config, batches)
@@ -133,6 +146,7 @@ class Applied:
 
     def apply(self, denoisers: Mapping[str, nn.Module]) -> None:
         """Cut the denoisers, and have their calls and the pipeline's go through the stages."""
+        _agree(self._group, self._config)
         for name, module in denoisers.items():
             _check_caches(name, module)
         for name, module in denoisers.items():
@@ -185,6 +199,14 @@ class Applied:
                     self._group.broadcast(tensor, src=owner)
             partition.restore()
         self.partitions.clear()
+
+
+def _agree(group: GroupCoordinator, config: PipelineParallelConfig) -> None:
+    first, *others = group.all_gather_object(repr(config))
+    for stage, other in enumerate(others, start=1):
+        if other != first:
+            msg = f"stage {stage} was given another configuration than stage 0: {other}, {first}"
+            raise RankMismatchError(msg)
 
 
 def _partition(

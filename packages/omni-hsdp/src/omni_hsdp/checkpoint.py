@@ -15,6 +15,20 @@ from omni_group_coordinator import ParallelConfigError
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _SUFFIX = ".safetensors"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -24,10 +38,12 @@ class Entry:
     Attributes:
         file: The file in which it is.
         shape: Its shape.
+        dtype: Its dtype, or None for one that torch lacks.
     """
 
     file: Path
     shape: tuple[int, ...]
+    dtype: torch.dtype | None
 
 
 def safetensors_module() -> Any:
@@ -63,7 +79,9 @@ def checkpoint_entries(folder: Path, variant: str | None) -> dict[str, Entry]:
     for file in files:
         with open_file(file) as opened:
             for key in opened.keys():  # noqa: SIM118 - it cannot be iterated
-                found[key] = Entry(file, tuple(opened.get_slice(key).get_shape()))
+                header = opened.get_slice(key)
+                dtype = _DTYPES.get(header.get_dtype())
+                found[key] = Entry(file, tuple(header.get_shape()), dtype)
     absent = sorted(listed - found.keys())
     if absent:
         msg = f"the files of {folder} lack {len(absent)} tensors of its index: {_list(absent)}"

@@ -6,10 +6,10 @@ private; checked on torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
@@ -73,6 +73,15 @@ def remove_fully_shard(module: nn.Module) -> None:
     for key in (STATE_KEY, REGISTRY_KEY):
         if not module.__dict__.get(key, True):
             del module.__dict__[key]
+
+
+def forget_order(modules: Iterable[nn.Module]) -> None:
+    """Drop torch's record of the order of a forward, which otherwise only a backward clears."""
+    for module in modules:
+        state: Any = cast("Any", module)._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        for group in state._fsdp_param_groups:
+            group._post_forward_indices.clear()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from omni_hsdp.fsdp_internals import forget_order
 from omni_hsdp.gather_policy import GatherPolicy
 from omni_hsdp.grad_flags import GradFlags
 
@@ -87,18 +88,31 @@ class Gatherer:
         return self._depth > 0
 
     def enter(self) -> None:
-        """Gather everything, the next block while one is put together."""
-        self._depth += 1
-        if self._depth > 1:
+        """Gather everything; if that fails, all is as before."""
+        if self._depth:
+            self._depth += 1
             return
+        try:
+            self._gather_all()
+        except BaseException:
+            self._follow_policy()
+            with torch.inference_mode(False), torch.no_grad():
+                self.release()
+            raise
+        self._depth = 1
+
+    def _gather_all(self) -> None:
+        """Gather everything, the next block while one is put together."""
         modules = [self._model, *self._blocks]
         for module in modules:
             _sharded(module).set_reshard_after_forward(False, recurse=False)
         with torch.inference_mode(False), torch.no_grad():
             handle = _sharded(modules[0]).unshard(async_op=True)
             for following in modules[1:]:
-                ahead = _sharded(following).unshard(async_op=True)
-                handle.wait()
+                try:
+                    ahead = _sharded(following).unshard(async_op=True)
+                finally:
+                    handle.wait()  # also where the next one fails: it is under way
                 handle = ahead
             handle.wait()
         self._all_here = True
@@ -185,6 +199,7 @@ class Gatherer:
 
     def _end(self, *_: Any) -> None:
         self._complete = True
+        forget_order((self._model, *self._blocks))
         self._flags.clear()
         self._drop_pending()
         self._order = self._called

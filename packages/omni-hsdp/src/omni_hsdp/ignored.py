@@ -127,13 +127,15 @@ def whole_parameters(
 
 def owners_of(model: nn.Module, blocks: Iterable[str]) -> dict[nn.Parameter, set[str]]:
     """The blocks, by name, in which each parameter is; ``""`` is what is in none."""
-    names = set(blocks)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {id(modules[name]): name for name in blocks}
+    names = {name: first[id(module)] for name, module in modules.items() if id(module) in first}
     owners: dict[nn.Parameter, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         prefix = name.rpartition(".")[0]
         while prefix and prefix not in names:
             prefix = prefix.rpartition(".")[0]
-        owners.setdefault(parameter, set()).add(prefix)
+        owners.setdefault(parameter, set()).add(names.get(prefix, ""))
     return owners
 
 

@@ -144,15 +144,34 @@ def matched(model: nn.Module, entries: dict[str, Entry]) -> dict[str, Entry]:
         for key, entry in sorted(entries.items())
         if key in tensors and entry.shape != tuple(tensors[key].shape)
     ]
+    dtypes = [
+        f"{key} is {entry.dtype} in the checkpoint, {tensors[key].dtype} in the model"
+        for key, entry in sorted(entries.items())
+        if key in tensors and not _converts(entry.dtype, tensors[key].dtype)
+    ]
+    problems = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "shapes": shapes,
+        "dtypes, of which only floating-point ones are cast": dtypes,
+    }
     lines = [
-        f"{title} ({len(found)}): {', '.join(found)}"
-        for title, found in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
-        if found
+        f"{title} ({len(found)}): {', '.join(found)}" for title, found in problems.items() if found
     ]
     if lines:
         msg = f"the checkpoint does not fit {type(model).__name__}:\n  " + "\n  ".join(lines)
+        if missing and hasattr(model, "base_model_prefix"):
+            msg += (
+                "\n  keys are read as they are; if from_pretrained() renames them for this class, "
+                "load with it and call apply_hsdp_to_model()"
+            )
         raise ParallelConfigError(msg)
     return {key: entry for key, entry in entries.items() if key in tensors}
+
+
+def _converts(found: torch.dtype | None, wanted: torch.dtype) -> bool:
+    """Whether values mean the same in both dtypes; those of codes need a scale."""
+    return found == wanted or (found in PLAIN_DTYPES and wanted in PLAIN_DTYPES)
 
 
 def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entry]) -> None:

@@ -1,0 +1,183 @@
+"""The tokens that a forward works on: a patch of an image, or all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_group_coordinator import ParallelError
+from omni_pp.pipefusion.kv_cache import KeyValueCache
+from omni_pp.pipefusion.patch_plan import (
+    CARRIED_TEXT,
+    Count,
+    Cut,
+    Order,
+    Part,
+    Parts,
+    Text,
+)
+
+
+class PatchedCall:
+    """What the patches of one call share.
+
+    Attributes:
+        tokens: Image tokens of the whole.
+        cache: Keys and values of the step before.
+        heads: What the head gave for each patch so far.
+        computed: By module: its outputs of the first patch, in order.
+        masks: By name of the attention: the mask of all keys, of the first patch.
+    """
+
+    def __init__(self, tokens: int, cache: KeyValueCache) -> None:
+        self.tokens = tokens
+        self.cache = cache
+        self.heads: list[Tensor] = []
+        self.computed: dict[tuple[int, str], list[Any]] = {}
+        self.masks: dict[str, Tensor] = {}
+
+
+class PatchView:
+    """One patch of a call.
+
+    Args:
+        call: The call.
+        start: First image token.
+        stop: One past the last image token.
+
+    Attributes:
+        call, start, stop: As given.
+        chunk: Index of the chunk that is under way.
+        attended: Names of the attention modules that were called in it.
+    """
+
+    def __init__(self, call: PatchedCall, start: int, stop: int) -> None:
+        self.call, self.start, self.stop = call, start, stop
+        self.chunk = 0
+        self.attended: set[str] = set()
+        self.seen: dict[str, int] = {}
+        self._made: dict[tuple[int, Part], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Image tokens of this patch."""
+        return self.stop - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all image tokens."""
+        return self.length == self.call.tokens
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no patch comes before this one: so all text goes with it."""
+        return self.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no patch comes after this one."""
+        return self.stop == self.call.tokens
+
+    def enter(self, chunk: int) -> None:
+        """A chunk begins with this patch."""
+        self.chunk = chunk
+        self.attended.clear()
+        self.seen.clear()
+        self._made.clear()
+
+    def take(self, value: Any, parts: Parts, where: str) -> Any:
+        """This patch's part of an argument.
+
+        Args:
+            value: A tensor, a tuple or list of tensors, a number, or None.
+            parts: What is cut.
+            where: For messages.
+
+        Raises:
+            ParallelError: A tensor has another length than that of the whole image.
+        """
+        if value is None or self.is_whole:
+            return value
+        if isinstance(value, tuple | list):
+            each = parts if isinstance(parts, tuple) else (parts,) * len(value)
+            items = [
+                item if part is None else self.take(item, part, where)
+                for item, part in zip(value, each, strict=True)
+            ]
+            return type(value)(items)
+        if isinstance(parts, Count):
+            return min(max(value - self.start, 0), self.length)
+        if not isinstance(value, Tensor) or isinstance(parts, tuple | Count):
+            msg = f"{where} is a {type(value).__name__}; PipeFusion expects a tensor"
+            raise ParallelError(msg)
+        key = id(value), parts
+        if key not in self._made:  # blocks are all given the same one, which is kept alive here
+            self._made[key] = value, self._cut(value, parts, where)
+        return self._made[key][1]
+
+    def _cut(self, value: Tensor, part: Cut | Text, where: str) -> Tensor:
+        if isinstance(part, Text):
+            return value.narrow(part.dim, 0, self.text_of(value.shape[part.dim]))
+        if (part.ndim is not None and value.ndim != part.ndim) or value.shape[part.dim] == 1:
+            return value
+        dim, tokens = part.dim % value.ndim, self.call.tokens
+        text = value.shape[dim] - tokens
+        if text < 0 or (text and part.order == "image"):
+            msg = (
+                f"{where} has shape {tuple(value.shape)}; PipeFusion expects {tokens} image tokens "
+                f"in dimension {dim}"
+            )
+            raise ParallelError(msg)
+        before = part.order == "text first"
+        image = value.narrow(dim, (text if before else 0) + self.start, self.length)
+        if not text:
+            return image
+        words = value.narrow(dim, 0 if before else tokens, self.text_of(text))
+        return torch.cat([words, image] if before else [image, words], dim)
+
+    def text_of(self, text: int) -> int:
+        """How many of so many text tokens go with this patch."""
+        return text if self.is_first else min(text, CARRIED_TEXT)
+
+    def join_heads(self, output: Tensor, order: Order) -> Tensor | None:
+        """Keep the head's output of this patch, ``(batch, tokens, channels)``, without text.
+
+        Returns:
+            That of all image tokens once this is the last patch, else None.
+        """
+        text = output.shape[1] - self.length
+        first = text if order == "text first" else 0
+        heads = self.call.heads
+        heads.append(output.narrow(1, first, self.length))
+        return torch.cat(heads, dim=1) if self.is_last else None
+
+
+def taken(
+    view: PatchView,
+    parts: Mapping[str, Parts],
+    names: Mapping[str, int],
+    given: tuple[tuple[Any, ...], Mapping[str, Any]],
+    where: str,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with this patch's parts in place of those of the whole.
+
+    Args:
+        view: The patch.
+        parts: By name, what is cut.
+        names: Positions of the parameters, by name.
+        given: Positional and named arguments.
+        where: Name of the module, for messages.
+    """
+    args, kwargs = list(given[0]), dict(given[1])
+    for name, part in parts.items():
+        index = names.get(name)
+        if index is None:
+            continue
+        if index < len(args):
+            args[index] = view.take(args[index], part, f"{name} of {where}")
+        elif name in kwargs:
+            kwargs[name] = view.take(kwargs[name], part, f"{name} of {where}")
+    return tuple(args), kwargs

@@ -151,6 +151,7 @@ def by_caller(kernel: int, stride: int, around: tuple[int, int], **more: Any) ->
 NAMED = {
     "same": same(3),
     "same, dilated": same(5, 2),
+    "same, dilated over time": Case((3,) * 3, (1,) * 3, (2, 1, 1), "same"),
     "caller pads evenly": by_caller(3, 1, (1, 1)),
     "caller pads evenly, widely": by_caller(5, 1, (2, 2), dim=WIDTH),
     "caller pads evenly before a stride": by_caller(3, 2, (1, 1)),

@@ -205,6 +205,50 @@ def test_a_call_that_cannot_be_exact_is_an_error_also_without_the_check(ranks):
         assert last == "none"
 
 
+def on_uneven_pads(pad: nn.Module, shape: tuple[int, ...], dim: Any) -> tuple[str, float]:
+    """A pad that reaches further than the neighbour's rows, and what decodes after it."""
+    torch.manual_seed(5)
+    vae = SmallVae(nn.Sequential(pad, nn.Conv2d(8, 8, 3))).requires_grad_(False)
+    few, more = random(*shape), random(1, 4, 9, 12)
+    expected = vae.decode(more)
+    state = ParallelState(ParallelLayout(dp=3, vae=3))
+    with parallelize_vae(vae, VaeParallelConfig("exact", dim), state=state):
+        text = text_of(lambda: vae.decode(few))
+        return text, error(vae.decode(more), expected)
+
+
+@pytest.mark.parametrize(
+    ("pad", "shape", "dim"),
+    [
+        (nn.ZeroPad2d((0, 2, 1, 1)), (1, 4, 6, 5), "width"),
+        (nn.ReplicationPad2d((0, 2, 1, 1)), (1, 4, 6, 5), "width"),
+        (nn.ZeroPad2d((1, 1, 0, 2)), (1, 4, 5, 6), "height"),
+    ],
+)
+def test_a_pad_that_reaches_beyond_a_neighbour_is_an_error_on_all_ranks(ranks, pad, shape, dim):
+    for text, difference in ranks.run(on_uneven_pads, pad, shape, dim, world_size=3, timeout=40):
+        assert "not only those at the borders would reach beyond them" in text
+        assert difference <= 1e-5
+
+
+def decoded_by_name() -> float:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).requires_grad_(False)
+    expected = vae.decode(x=LATENT).sample
+    with parallelize_vae(vae, EXACT, state=ParallelState(ParallelLayout(dp=2, vae=2))):
+        return error(vae.decode(x=LATENT).sample, expected)
+
+
+def test_arguments_may_be_given_by_the_names_of_the_original(ranks):
+    assert max(ranks.run(decoded_by_name)) <= 1e-5
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_module_that_mixes_space_in_its_forward_is_found_and_named(ranks, world_size):
     for results in ranks.run(found_out_each, MIXING, EXACT, world_size=world_size):

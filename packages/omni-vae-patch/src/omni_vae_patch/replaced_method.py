@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
@@ -26,12 +27,15 @@ class ReplacedMethod:
         self._original: Callable[..., Any] = getattr(vae, name)
         self._method: Callable[..., Any] | None = method
         self._name = name
+        self._first = next(iter(inspect.signature(self._original).parameters), "")
         self._vae = ref(vae)
         functools.update_wrapper(self, self._original, updated=())
         self._undo = put(vae, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the autoencoder's own method."""
+        """As the autoencoder's own method, by whose names arguments may be given."""
+        if not args and self._first in kwargs:
+            args = (kwargs.pop(self._first),)
         return (self._original if self._method is None else self._method)(*args, **kwargs)
 
     def remove(self) -> None:

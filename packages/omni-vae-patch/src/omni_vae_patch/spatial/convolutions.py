@@ -150,6 +150,7 @@ class ShardedConvolution:
         reach.check(top + bottom if told else 2 * reach.padding, told is not None, self._where)
         own = x.narrow(dim, top, length - top - bottom)
         before, after = reach.halo(reach.padding or top)
+        shard.check_reach(own.shape[dim], before, after, self._where)
         first, last = shard.halo(own, before, after, self._where)
         if reach.stride == 1 and before + after <= own.shape[dim]:
             return self._mended(x, weight, bias, shard, (first, own, last), before + after)
@@ -238,7 +239,8 @@ class ShardedConvolution:
 
     def _time_padding(self) -> int:
         padding = self._module.padding
-        return (self._module.kernel_size[0] - 1) // 2 if padding == "same" else int(padding[0])
+        reach = self._module.dilation[0] * (self._module.kernel_size[0] - 1)
+        return reach // 2 if padding == "same" else int(padding[0])
 
 
 def shard_convolution(name: str, module: Convolution, region: Region) -> Undo:

@@ -121,6 +121,30 @@ class SpatialShard:
             raise ParallelError(msg)
         return self.partition.at(local // self.mine)
 
+    def check_reach(self, local: int, before: int, after: int, where: str) -> None:
+        """Check that only the first and the last rank reach beyond the border of the whole.
+
+        What stands there is put on their shards alone. The same on every rank.
+
+        Args:
+            local: Rows of a feature map on this rank.
+            before: Rows that are wanted before each shard.
+            after: Rows that are wanted after it.
+            where: For messages.
+
+        Raises:
+            ParallelConfigError: Another one does.
+        """
+        rows = [length for length in self.lengths(local, where) if length]
+        inner = range(1, len(rows))
+        if any(sum(rows[:rank]) < before or sum(rows[-rank:]) < after for rank in inner):
+            msg = (
+                f"{where} reads {before} rows before and {after} after a shard, and the ranks have "
+                f"{', '.join(map(str, rows))}: not only those at the borders would reach beyond "
+                "them; legal: fewer ranks, the other side, a larger input, or mode='tile'"
+            )
+            raise ParallelConfigError(msg)
+
     # -- rows that a module has put around a shard ------------------------------------------
 
     def tell_padding(self, where: str, length: int, before: int, after: int) -> None:

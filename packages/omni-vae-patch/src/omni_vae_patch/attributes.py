@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 Undo = Callable[[], None]
 
@@ -36,3 +39,42 @@ def plain_settings(target: Any) -> dict[str, bool | int | float | str]:
         for key, value in vars(target).items()
         if not key.startswith("_") and isinstance(value, bool | int | float | str)
     }
+
+
+@contextmanager
+def attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Put back, at the end, what the modules of a network had beside weights.
+
+    For a call that computes nothing: a module may remember tensors from it, which are no real ones.
+    """
+    before = [
+        (module.__dict__, {key: (value, _contents(value)) for key, value in vars(module).items()})
+        for module in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            for key in attributes.keys() - kept.keys():
+                del attributes[key]
+            for key, (value, contents) in kept.items():
+                attributes[key] = value
+                if contents is not None:
+                    _refill(value, contents)
+
+
+def _contents(value: object) -> list[Any] | None:
+    if type(value) is dict:
+        return list(value.items())
+    return list(value) if type(value) is list else None
+
+
+def _refill(value: Any, contents: list[Any]) -> None:
+    now = _contents(value) or []
+    if type(value) is dict:
+        same = [(key, id(item)) for key, item in now] == [(key, id(i)) for key, i in contents]
+    else:
+        same = [*map(id, now)] == [*map(id, contents)]
+    if not same:
+        value.clear()
+        (value.update if type(value) is dict else value.extend)(contents)

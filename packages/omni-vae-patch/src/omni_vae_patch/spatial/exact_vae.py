@@ -51,7 +51,7 @@ class ExactVae:
             name: getattr(vae, name) for name in ("decode", "encode") if hasattr(vae, name)
         }
         self._region = Region()
-        self._call = ShardedCall(group, self._region, config.result)
+        self._call = ShardedCall(group, vae, self._region, config.result)
         self._undo: list[Undo] = []
         self._result = config.result
         self._told = False
@@ -127,7 +127,7 @@ class ExactVae:
 
     def along(self, method: str, x: Tensor, partition: Partition, **kwargs: Any) -> Any:
         """A call of ``decode`` or ``encode`` on shards, with the whole result on every rank."""
-        call = ShardedCall(self._group, self._region, "all")
+        call = ShardedCall(self._group, self._vae, self._region, "all")
         factor = self.geometry.scale if method == "encode" else 1
         with self._untiled():
             return call(lambda y: self._methods[method](y, **kwargs), x, partition, factor)

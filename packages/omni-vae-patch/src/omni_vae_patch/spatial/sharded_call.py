@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import fake_tensor  # private, but what torch.compile rests on
 
 from omni_group_coordinator import CommunicationError, GroupCoordinator
 from omni_vae_patch.agreement import Attempt, agreed, settle
+from omni_vae_patch.attributes import attributes_kept
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard, Taken
@@ -42,12 +43,16 @@ class ShardedCall:
 
     Args:
         group: The ranks.
+        vae: The autoencoder.
         region: That of the autoencoder's rules.
         result: Who gets the whole.
     """
 
-    def __init__(self, group: GroupCoordinator, region: Region, result: Result) -> None:
+    def __init__(
+        self, group: GroupCoordinator, vae: nn.Module, region: Region, result: Result
+    ) -> None:
         self._group = group
+        self._vae = vae
         self._region = region
         self._result = result
         self._steps: dict[Any, list[Taken]] = {}
@@ -149,7 +154,8 @@ class ShardedCall:
         # Without torch._dynamo, which takes seconds to import, nothing has been compiled.
         compiles = "torch._dynamo" in sys.modules
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
-        with eager, fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+        mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+        with attributes_kept(self._vae), eager, mode:
             return call(torch.empty(local.shape, dtype=local.dtype, device=local.device))
 
     # -- what the ranks have ---------------------------------------------------------------

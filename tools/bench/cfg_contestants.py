@@ -9,7 +9,7 @@ from typing import Final
 from torch import Tensor
 
 from bench.arithmetic import attention_units
-from bench.contestants import Contestant, applied
+from bench.contestants import Contestant, Named, applied
 from bench.pipelines import GuidedPipeline
 from omni_parallel_state import ParallelLayout
 
@@ -18,7 +18,7 @@ BRANCHES: Final = 2
 
 
 @dataclass(frozen=True)
-class GuidanceContestant:
+class GuidanceContestant(Named):
     """One way to compute both branches of each step.
 
     Attributes:
@@ -30,11 +30,6 @@ class GuidanceContestant:
     side: str
     mode: str
     split: Contestant | None = None
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return f"{self.side} {self.mode}"
 
     @property
     def alone(self) -> bool:

@@ -26,11 +26,23 @@ class Competitor(Protocol):
         """What ``--modes`` calls it."""
 
 
+class Named:
+    """Has a name in tables: whose it is, and what ``--modes`` calls it."""
+
+    side: str
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return f"{self.side} {self.mode}"
+
+
 CompetitorT = TypeVar("CompetitorT", bound=Competitor)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Contestant(Named):
     """One way to split a model's sequence over the ranks."""
 
     side: Side
@@ -39,11 +51,6 @@ class Contestant:
     ulysses: int = 1
     ring: int = 1
     kv_exchange: str = "ring"
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return f"{self.side} {self.mode}"
 
     def apply(self, model: nn.Module, device: torch.device | str = "cpu") -> Callable[[], None]:
         """Make a model parallel in place, on every rank.

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from bench.contestants import Named
 from bench.hsdp_results import AHEAD, ONCE, OWN, PLAIN
 from omni_parallel_state import ParallelLayout, ParallelState
 
@@ -28,7 +29,7 @@ POLICIES: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class ShardingContestant:
+class ShardingContestant(Named):
     """One way for ranks to have a model.
 
     Attributes:
@@ -38,11 +39,6 @@ class ShardingContestant:
 
     side: str
     mode: str
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return f"{self.side} {self.mode}"
 
     @contextmanager
     def loaded(self, cls: Any, folder: str, ranks: int) -> Iterator[nn.Module]:

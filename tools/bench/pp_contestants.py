@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.cfg_contestants import GuidanceContestant
-from bench.contestants import Contestant, applied
+from bench.contestants import Contestant, Named, applied
 from bench.pipelines import GuidedPipeline
 from bench.pp_arithmetic import bytes_of_step, ideal, ideal_of_requests
 from bench.pp_work import BATCH, GUIDED, UNGUIDED, Work, arguments
@@ -22,7 +22,7 @@ ALONE: Final = "single"
 
 
 @dataclass(frozen=True)
-class StageContestant:
+class StageContestant(Named):
     """One way to compute some work.
 
     Attributes:
@@ -40,11 +40,6 @@ class StageContestant:
     virtual: int = 1
     micro_batches: int = 1
     requests: int = 1
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return f"{self.side} {self.mode}"
 
     @property
     def alone(self) -> bool:

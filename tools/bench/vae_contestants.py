@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from bench.contestants import applied
+from bench.contestants import Named, applied
 from bench.vae_models import tile
 from bench.vae_results import FLOOR
 from omni_parallel_state import ParallelLayout
@@ -27,7 +27,7 @@ _ALL_KEYS: Final = "+keys"
 
 
 @dataclass(frozen=True)
-class VaeContestant:
+class VaeContestant(Named):
     """One way to decode a latent.
 
     Attributes:
@@ -37,11 +37,6 @@ class VaeContestant:
 
     side: str
     mode: str
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        return f"{self.side} {self.mode}"
 
     @property
     def alone(self) -> bool:

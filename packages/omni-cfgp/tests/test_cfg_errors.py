@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_denoisers import WIDTH, Failing, Toy, failing, prompts_of, seeded, state_of, text_of
+from toy_denoisers import WIDTH, Failing, Toy, failing, prompts_of, state_of
+from toy_results import seeded, text_of
 
 from omni_cfgp import CFGParallelMixin
 from omni_group_coordinator import ParallelConfigError, ParallelError, RankMismatchError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_denoisers import WIDTH, Toy, close, in_tuple, prompts_of, seeded, state_of
+from toy_denoisers import WIDTH, Toy, close, in_tuple, prompts_of, state_of
+from toy_results import seeded
 
 from omni_cfgp import CFGParallelMixin
 from omni_group_coordinator import ParallelConfigError, ParallelError, record_traffic

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_denoisers import Output, same, seeded, state_of
+from toy_denoisers import state_of
+from toy_results import Output, same, seeded
 
 from omni_cfgp.exchange import BranchExchange, Work
 from omni_cfgp.failure_marks import MARK_BYTES, FailureMarks, marked

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_denoisers import close, seeded
+from toy_denoisers import close
+from toy_results import seeded
 
 from omni_cfgp import guided, guided_by_stages, rescaled
 from omni_cfgp.guidance import stage_scales

@@ -21,10 +21,9 @@ from toy_denoisers import (
     count_rows,
     divide,
     prompts_of,
-    seeded,
     state_of,
-    text_of,
 )
+from toy_results import seeded, text_of
 
 from omni_cfgp import DENOISERS, CFGParallelConfig, apply_cfg_parallel, strategy
 from omni_group_coordinator import ParallelConfigError, ParallelError

@@ -6,17 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_denoisers import (
-    WIDTH,
-    Pipeline,
-    Toy,
-    close,
-    divide,
-    prompts_of,
-    seeded,
-    state_of,
-    text_of,
-)
+from toy_denoisers import WIDTH, Pipeline, Toy, close, divide, prompts_of, state_of
+from toy_results import seeded, text_of
 
 from omni_parallel_state.denoising.requests import agree
 

@@ -21,9 +21,8 @@ from toy_denoisers import (
     divide,
     failing,
     prompts_of,
-    seeded,
-    text_of,
 )
+from toy_results import seeded, text_of
 
 from omni_group_coordinator import ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState

@@ -7,18 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_denoisers import (
-    WIDTH,
-    Cached,
-    Output,
-    Pipeline,
-    Toy,
-    close,
-    divide,
-    prompts_of,
-    seeded,
-    state_of,
-)
+from toy_denoisers import WIDTH, Cached, Pipeline, Toy, close, divide, prompts_of, state_of
+from toy_results import Output, seeded
 
 from omni_cfgp import CFGParallelConfig, apply_cfg_parallel, guided_by_stages
 from omni_group_coordinator import record_traffic

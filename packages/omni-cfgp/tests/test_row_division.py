@@ -11,7 +11,6 @@ from toy_denoisers import (
     WIDTH,
     Coupled,
     OfLists,
-    Output,
     Pipeline,
     Records,
     Toy,
@@ -20,9 +19,8 @@ from toy_denoisers import (
     divide,
     of_several_dtypes,
     prompts_of,
-    same,
-    seeded,
 )
+from toy_results import Output, same, seeded
 
 from omni_group_coordinator import record_traffic
 from omni_parallel_state.denoising.waiting import resolve, resolve_all

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
-from toy_denoisers import WIDTH, Scheduler, Toy, close, prompts_of, seeded, state_of, text_of
+from toy_denoisers import WIDTH, Scheduler, Toy, close, prompts_of, state_of
+from toy_results import seeded, text_of
 
 from omni_cfgp import CFGParallelMixin
 from omni_group_coordinator import record_traffic

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from toy_results import Output, seeded
 
 from omni_cfgp import CFGParallelConfig, apply_cfg_parallel, guided_by_stages
 from omni_parallel_state import Handle, ParallelLayout, ParallelState
@@ -17,48 +17,8 @@ from omni_parallel_state.denoising.waiting import resolve
 WIDTH = 8
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    """Random values that depend on shape and seed alone."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(resolve(found), resolve(expected), rtol=1e-5, atol=1e-6)
-
-
-@dataclass
-class Output:
-    """As diffusers returns it with ``return_dict=True``."""
-
-    sample: Any
-
-
-def same(found: Any, expected: Any) -> None:
-    """Equal in every element, type and dtype."""
-    assert type(found).__qualname__ == type(expected).__qualname__
-    if isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-    elif isinstance(expected, Output):
-        same(found.sample, expected.sample)
-    elif isinstance(expected, dict):
-        assert list(found) == list(expected)
-        same(list(found.values()), list(expected.values()))
-    elif isinstance(expected, tuple | list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            same(one, other)
-    else:
-        assert found == expected
-
-
-def text_of(call: Callable[[], Any]) -> str:
-    """The error that a call ends with."""
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "none"
 
 
 def in_tuple(sample: Tensor) -> Any:

@@ -18,6 +18,7 @@ from omni_cfgp.guidance import Prediction, guided, guided_by_stages, rescaled, s
 from omni_cfgp.outcome import Outcome
 from omni_group_coordinator import GroupCoordinator, ParallelError
 from omni_parallel_state import get_parallel_state
+from omni_parallel_state.denoising.alike import check_alike
 from omni_parallel_state.denoising.requests import Seeds
 from omni_parallel_state.denoising.signature import cost, signature
 
@@ -125,7 +126,7 @@ class CFGParallelMixin:
                 if owner == group.rank_in_group
             }
             found = _exchange_of(self, group).exchange(works, mine)
-        _check_alike(found)
+        check_alike(found)
         return found
 
     def predict_noise(self, *args: Any, **kwargs: Any) -> Prediction:
@@ -285,18 +286,3 @@ def _each(combine: Callable[..., Tensor], predictions: Sequence[Prediction]) -> 
     if isinstance(predictions[0], tuple):
         return tuple(combine(*items) for items in zip(*predictions, strict=True))
     return combine(*predictions)
-
-
-def _check_alike(predictions: Sequence[Any]) -> None:
-    found = [
-        [(tuple(t.shape), t.dtype) for t in (p if isinstance(p, tuple) else (p,))]
-        for p in predictions
-    ]
-    if any(one != found[0] for one in found):
-        lines = [
-            f"  branch {index}: "
-            + ", ".join(f"{str(dtype).removeprefix('torch.')} {shape}" for shape, dtype in one)
-            for index, one in enumerate(found)
-        ]
-        msg = "the guidance branches predict different shapes or dtypes:\n" + "\n".join(lines)
-        raise ParallelError(msg)

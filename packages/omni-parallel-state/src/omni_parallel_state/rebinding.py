@@ -20,6 +20,14 @@ Replace = Callable[[Any], Any]
 _DEPTH = 3  # torch.nn.functional is three names deep; helpers call helpers about as deep
 
 
+def is_dispatch(value: object) -> bool:
+    """Whether this is diffusers' ``dispatch_attention_fn``, told without importing diffusers."""
+    return (
+        getattr(value, "__name__", "") == "dispatch_attention_fn"
+        and getattr(value, "__module__", "") == "diffusers.models.attention_dispatch"
+    )
+
+
 def subclass_with(cls: type, replace: Replace) -> type | None:
     """A subclass whose methods use replaced functions; ``None`` if no method uses any.
 

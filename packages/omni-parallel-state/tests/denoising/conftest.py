@@ -1,6 +1,7 @@
-"""Lets the tests of this package import what they share."""
+"""Lets the tests of this folder import what they share, with each other and with others."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+_HERE = Path(__file__).parent
+sys.path[:0] = [str(_HERE), str(_HERE.parents[3] / "tests")]

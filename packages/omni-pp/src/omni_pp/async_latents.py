@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,9 +19,10 @@ from omni_parallel_state.denoising.waiting import (
     arrived,
     fill,
     is_deferred,
+    is_sequence,
     perform,
     resolve,
-    resolve_all,
+    sequence_like,
 )
 
 LATENTS = "latents"
@@ -84,21 +84,6 @@ class AsyncLatents(Deferred):
     def __class__(self) -> Any:
         """This class, which does not wait; see above why it is not that of a tensor."""
         return AsyncLatents
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Called by torch for each function of its API that is given one."""
-        named = {key: _in_named_tuples(value) for key, value in (kwargs or {}).items()}
-        return super().__torch_function__(func, types, _in_named_tuples(args), named)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(resolve(self), name)
 
 
 class _Arrival:
@@ -196,10 +181,8 @@ def resolved(value: Any) -> Any:
     """
     if is_deferred(value):
         return resolve(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(resolved, value))
-    if type(value) in (tuple, list):
-        return type(value)(map(resolved, value))
+    if is_sequence(value):
+        return sequence_like(value, map(resolved, value))
     if is_dataclass(value) and not isinstance(value, type):
         found = {entry.name: getattr(value, entry.name) for entry in fields(value)}
         new = {key: resolved(item) for key, item in found.items() if _holds_deferred(item)}
@@ -228,31 +211,3 @@ def _holds_deferred(value: Any) -> bool:
     return is_dataclass(value) and any(
         _holds_deferred(getattr(value, entry.name)) for entry in fields(value)
     )
-
-
-def _in_named_tuples(value: Any) -> Any:
-    """Real tensors within named tuples, which are made of their items and not of a list."""
-    if is_deferred(value):
-        return value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return resolved(value) if _holds_deferred(value) else value
-    if type(value) in (tuple, list):
-        return type(value)(map(_in_named_tuples, value))
-    return value
-
-
-# -- operators of integers and switches, and those in place, which `Deferred` leaves out ----------
-
-
-def _define(name: str, function: Callable[..., Any], *, reflected: bool = False) -> None:
-    def method(self: AsyncLatents, other: Any) -> Any:
-        one, two = resolve(self), resolve_all(other)
-        return function(two, one) if reflected else function(one, two)
-
-    setattr(AsyncLatents, f"__{name}__", method)
-
-
-for _name in ("iand", "ior", "ixor", "lshift", "rshift", "ilshift", "irshift"):
-    _define(_name, getattr(operator, _name))
-_define("rlshift", operator.lshift, reflected=True)
-_define("rrshift", operator.rshift, reflected=True)

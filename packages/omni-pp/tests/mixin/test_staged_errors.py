@@ -6,16 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_staged_pipelines import (
-    Ends,
-    Staged,
-    Transformer,
-    TwoAtOnce,
-    alone,
-    in_stages,
-    seeded,
-    text_of,
-)
+from toy_results import text_of
+from toy_staged_pipelines import Ends, Staged, Transformer, TwoAtOnce, alone, in_stages, seeded
 
 from omni_parallel_state import get_parallel_state
 from omni_parallel_state.denoising.waiting import resolve

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_staged_pipelines import WIDTH, Staged, in_stages, seeded, text_of
+from toy_results import text_of
+from toy_staged_pipelines import WIDTH, Staged, in_stages, seeded
 
 
 class Seeded(Staged):

@@ -32,15 +32,6 @@ def in_stages(pp: int, cfg: int, function: Callable[..., Any], *args: Any) -> An
         return function(*args)
 
 
-def text_of(call: Callable[[], Any]) -> str:
-    """The error that a call ends with."""
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "none"
-
-
 class Transformer:
     """Layers, of which each stage runs a part; what flows is a dict, a tuple or a tensor."""
 

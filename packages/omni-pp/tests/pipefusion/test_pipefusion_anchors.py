@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from pipefusion_cases import LISTED, STEPS, alone, arguments, build, distance, fused
+from deepened_pipelines import LISTED, build
+from pipefusion_cases import STEPS, alone, arguments, distance, fused
 from stale_reference import StaleReference
 from stock_pipelines import picture
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from pipefusion_cases import arguments, build, fused
+from deepened_pipelines import build
+from pipefusion_cases import arguments, fused
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_pp.pipefusion import PipeFusionConfig

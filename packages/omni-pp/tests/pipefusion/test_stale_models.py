@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pipefusion_cases import LISTED, alone, arguments, build, distance, fused
+from deepened_pipelines import LISTED, build
+from pipefusion_cases import alone, arguments, distance, fused
 from stale_reference import StaleReference
 from stock_pipelines import CASES, picture
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from toy_results import same
 from toy_stages import seeded
 
 from omni_group_coordinator import RankMismatchError, record_traffic
@@ -23,21 +23,6 @@ def link_of(world: int) -> tuple[Any, StageLink]:
 def tree(seed: int) -> Any:
     half = seeded(2, 3, seed=seed).half()
     return (seeded(4, seed=seed), None, {"a": half, "b": [seeded(2, 2, seed=seed).mT, 3]})
-
-
-def same(found: Any, expected: Any) -> None:
-    assert type(found) is type(expected)
-    if isinstance(expected, Tensor):
-        assert torch.equal(found, expected)
-        assert found.dtype == expected.dtype
-    elif isinstance(expected, dict):
-        same(list(found.items()), list(expected.items()))
-    elif isinstance(expected, tuple | list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            same(one, other)
-    else:
-        assert found == expected
 
 
 def send_trees() -> list[int]:

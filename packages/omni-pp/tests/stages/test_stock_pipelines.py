@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
+from deepened_pipelines import LISTED, build
 from stock_pipelines import CASES, picture
-from torch import nn
 from toy_stages import stages
 
 from omni_group_coordinator import ParallelConfigError
@@ -18,29 +17,6 @@ from rank_harness import RankPool
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:In CPU autocast:UserWarning"
 )
-
-_BLOCKS = 4
-"""Blocks that each list of a model is given at least."""
-
-
-def deepen(model: nn.Module) -> None:
-    """Give each list of a small model blocks enough for several stages, all different."""
-    generator = torch.Generator().manual_seed(11)
-    for found in find_block_lists(model):
-        blocks: Any = model.get_submodule(found.name)
-        while len(blocks) < _BLOCKS:
-            twin = copy.deepcopy(blocks[0])
-            for parameter in twin.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data.add_(0.02 * noise.to(parameter.dtype))
-            blocks.insert(1 if len(blocks) > 1 else len(blocks), twin)
-
-
-def build(name: str) -> Any:
-    pipeline = CASES[name].build()
-    for part in CASES[name].denoisers:
-        deepen(getattr(pipeline, part))
-    return pipeline
 
 
 @torch.no_grad()
@@ -63,18 +39,6 @@ def both(name: str, world: int, options: dict[str, Any]) -> tuple[float, float, 
     return differences[0], differences[1], held
 
 
-LISTED = (
-    "Flux",
-    "Flux 2 Klein",
-    "Qwen-Image",
-    "Wan",
-    "Stable Diffusion 3",
-    "HunyuanVideo",
-    "LTX-Video, rescaled",
-    "CogVideoX",
-    "PixArt Alpha",
-    "Z-Image",
-)
 REFUSED = ("Hunyuan-DiT, rescaled", "HiDream", "Chroma", "Cosmos", "Cosmos 2", "Kandinsky 6")
 REFUSED += ("Motif-Video", "LTX-2, four branches")
 BY_POSITION = (

@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel_state.rebinding import subclass_with
-from omni_sp.dispatched_kernel import is_dispatch
+from omni_parallel_state.rebinding import is_dispatch, subclass_with
 from omni_sp.modules import find_modules
 from omni_sp.plan_entries import (
     LOCAL_ATTENTION,

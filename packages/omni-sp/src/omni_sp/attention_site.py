@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
+from omni_parallel_state.rebinding import is_dispatch
 from omni_sp.application import Application
 from omni_sp.attention.operator import AttentionCall, attend, register
 from omni_sp.attention.parallel import ParallelAttention
-from omni_sp.dispatched_kernel import DispatchedKernel, backend_name, is_dispatch
+from omni_sp.dispatched_kernel import DispatchedKernel, backend_name
 from omni_sp.plan_entries import SequenceParallelAttention
 from omni_sp.region import ShardedRegion
 from omni_sp.shards import Segment

@@ -10,14 +10,6 @@ from torch import Tensor
 from omni_group_coordinator import ParallelConfigError
 
 
-def is_dispatch(value: object) -> bool:
-    """Whether this is diffusers' ``dispatch_attention_fn``, told without importing diffusers."""
-    return (
-        getattr(value, "__name__", "") == "dispatch_attention_fn"
-        and getattr(value, "__module__", "") == "diffusers.models.attention_dispatch"
-    )
-
-
 def backend_name(dispatch: Callable[..., Tensor] | None, backend: Any) -> str:
     """Name of the kernel that a call of the dispatcher would use.
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
 from omni_group_coordinator import ParallelConfigError
-
-
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """The tensors in lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+from omni_parallel_state.denoising.structure import tensors_in
 
 
 def refuse_gradients(value: object) -> None:

@@ -32,10 +32,12 @@ _DEFERRED_FUNCTIONS = _DEFERRED_METHODS | {"rsub", "rdiv", "rmul", "cat", "stack
 _TWO_SIDED = ("add", "sub", "mul", "truediv", "pow")
 _DEFERRED_OPERATORS = (*_TWO_SIDED, *(f"r{name}" for name in _TWO_SIDED), "neg", "abs", "getitem")
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "ifloordiv", "imod")
+_IN_PLACE_LOGIC = ("iand", "ior", "ixor", "ilshift", "irshift")
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _LOGIC = ("and", "or", "xor", "rand", "ror", "rxor", "invert")
+_SHIFTS = ("lshift", "rshift", "rlshift", "rrshift")
 _OTHERS = ("floordiv", "rfloordiv", "mod", "rmod", "matmul", "rmatmul", "setitem", "delitem", "pos")
-_PROMPT_OPERATORS = (*_IN_PLACE, *_COMPARISONS, *_LOGIC, *_OTHERS)
+_PROMPT_OPERATORS = (*_IN_PLACE, *_IN_PLACE_LOGIC, *_COMPARISONS, *_LOGIC, *_SHIFTS, *_OTHERS)
 _CONVERSIONS: dict[str, Callable[..., Any]] = {
     "reversed": reversed,
     "bool": bool,
@@ -117,6 +119,9 @@ class Deferred(Waiting):
         else:
             setattr(resolve(self), name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(resolve(self), name)
+
     @property  # type: ignore[misc]  # which torch and isinstance only read
     def __class__(self) -> Any:
         """That of the prediction, for ``isinstance``; but for a tensor's.
@@ -156,9 +161,9 @@ def _apply(
 
 
 def _define(name: str, *, may_wait: bool) -> None:
-    reflected = name.startswith("r")
-    plain = name.removeprefix("r")
-    function = getattr(operator, plain + "_" * (plain in ("and", "or")))
+    # The module has "__rshift__" and no "__radd__": reflected operators are what it lacks.
+    reflected = not hasattr(operator, f"__{name}__")
+    function = getattr(operator, f"__{name.removeprefix('r') if reflected else name}__")
 
     def method(self: Deferred, *others: Any) -> Any:
         args = (*others, self) if reflected else (self, *others)

@@ -11,9 +11,11 @@ from omni_group_coordinator import ParallelError
 from omni_parallel_state.denoising.waiting import (
     arrived,
     is_deferred,
+    is_sequence,
     like_of,
     resolve,
     resolve_all,
+    sequence_like,
 )
 
 
@@ -59,8 +61,8 @@ def _without_content(value: Any) -> Any:
     value = resolve(value)
     if isinstance(value, Tensor):
         return value.to("meta")
-    if type(value) in (tuple, list):
-        return type(value)(map(_without_content, value))
+    if is_sequence(value):
+        return sequence_like(value, map(_without_content, value))
     if type(value) is dict:
         return {key: _without_content(item) for key, item in value.items()}
     return value
@@ -79,8 +81,8 @@ def _kept(value: Any) -> Any:
         value = resolve(value)
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
-    if type(value) in (tuple, list):
-        return type(value)(_kept(item) for item in value)
+    if is_sequence(value):
+        return sequence_like(value, map(_kept, value))
     if type(value) is dict:
         return {key: _kept(item) for key, item in value.items()}
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -107,14 +107,26 @@ def resolve(value: Any) -> Any:
     return value._omni_value
 
 
+def is_sequence(value: object) -> bool:
+    """Whether it is a list or a tuple, a named one too, and no other kind of these."""
+    return type(value) in (tuple, list) or (
+        issubclass(type(value), tuple) and hasattr(type(value), "_fields")
+    )
+
+
+def sequence_like(value: Any, items: Iterable[Any]) -> Any:
+    """A list or tuple of the same kind; a named tuple is made of its items."""
+    return type(value)(*items) if hasattr(type(value), "_fields") else type(value)(items)
+
+
 def resolve_all(value: Any) -> Any:
     """As `resolve`, also for what is within tuples, lists and dicts."""
     if is_deferred(value):
         return resolve(value)
-    if type(value) in (tuple, list):
+    if is_sequence(value):
         items = [resolve_all(item) for item in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
-        return type(value)(items) if changed else value
+        return sequence_like(value, items) if changed else value
     if type(value) is dict:
         found = {key: resolve_all(item) for key, item in value.items()}
         return found if any(found[key] is not value[key] for key in value) else value

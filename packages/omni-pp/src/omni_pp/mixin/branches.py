@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omni_group_coordinator import CommunicationError, GroupCoordinator, ParallelError
+from omni_parallel_state.denoising.alike import check_alike
 from omni_pp.async_latents import resolved
 from omni_pp.mixin.first_inputs import agreed_inputs
 from omni_pp.mixin.host_link import HostLink, stream_name
@@ -88,10 +89,13 @@ class StagedBranches:
             error = self._failure(found)
             if is_shared:
                 streams = [f"{self._name} prediction {output_slice} {name}" for name in names]
-                return _alike(self._share(streams, owners, found, error))
-            if error is not None:
+                predictions = self._share(streams, owners, found, error)
+            elif error is not None:
                 raise error
-            return _alike(list(found.values()))
+            else:
+                predictions = list(found.values())
+            check_alike(predictions)
+            return predictions
 
     def _failure(self, found: Mapping[int, Any]) -> Exception | None:
         failed = [one.error for one in found.values() if isinstance(one, Failed)]
@@ -169,24 +173,3 @@ def _sliced(predict: Run, tokens: int | None, **kwargs: Any) -> Any:
         return found
     items = tuple(item[:, :tokens] for item in items)
     return items if isinstance(found, tuple) else items[0]
-
-
-def _alike(predictions: list[Any]) -> list[Any]:
-    """Predictions that can be combined.
-
-    Raises:
-        ParallelError: They cannot, because their shapes or dtypes differ.
-    """
-    found = [
-        [(tuple(t.shape), t.dtype) for t in (p if isinstance(p, tuple) else (p,))]
-        for p in predictions
-    ]
-    if any(one != found[0] for one in found):
-        lines = [
-            f"  branch {index}: "
-            + ", ".join(f"{str(dtype).removeprefix('torch.')} {shape}" for shape, dtype in one)
-            for index, one in enumerate(found)
-        ]
-        msg = "the guidance branches predict different shapes or dtypes:\n" + "\n".join(lines)
-        raise ParallelError(msg)
-    return predictions

@@ -10,10 +10,8 @@ from weakref import ref
 from torch import nn
 
 from omni_group_coordinator import (
-    GroupCoordinator,
     ParallelConfigError,
     ParallelError,
-    RankMismatchError,
 )
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
 from omni_parallel_state.denoising.replaced_calls import call_below, give_call
@@ -28,6 +26,7 @@ from omni_pp.pipefusion.quality import check_steps
 from omni_pp.pipefusion.request_clock import RequestClock
 from omni_pp.pipefusion.schedulers import check_scheduler
 from omni_pp.pp_config import PipelineParallelConfig
+from omni_pp.stages.agreement import agree_on
 from omni_pp.stages.application import apply_stages, find_denoisers
 
 Undo = Callable[[], None]
@@ -102,7 +101,7 @@ def apply_pipefusion(
     plans = _plans(pipeline, stages)
     if state.pp.world_size == 1:  # the identity, at no cost
         return PipeFusionHandle(lambda: None, None, {})
-    _compare(state.pp, config)
+    agree_on(state.pp, config)
     return fuse(pipeline, config, stages, state, plans)
 
 
@@ -208,11 +207,3 @@ def check_model(model: nn.Module, plan: PatchPlan) -> None:
                 take_over(model.get_submodule(site), None, site)
     for pattern in (plan.head, *plan.once):
         modules_named(model, pattern)
-
-
-def _compare(group: GroupCoordinator, config: PipeFusionConfig) -> None:
-    first, *others = group.all_gather_object(repr(config))
-    for rank, other in enumerate(others, start=1):
-        if other != first:
-            msg = f"stage {rank} was given {other}, and stage 0 {first}; give every rank the same"
-            raise RankMismatchError(msg)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
-from omni_parallel_state.rebinding import subclass_with
+from omni_parallel_state.rebinding import is_dispatch, subclass_with
 from omni_pp.pipefusion.patch_plan import Order
 from omni_pp.pipefusion.patch_view import PatchView
 
@@ -154,14 +154,6 @@ class AttentionSite:
             words = mask[..., :text] if before else mask[..., view.length :]
             masks[self._name] = torch.cat([words, rest] if before else [rest, words], dim=-1)
         return masks[self._name]
-
-
-def is_dispatch(value: object) -> bool:
-    """Whether this is diffusers' ``dispatch_attention_fn``, told without importing diffusers."""
-    return (
-        getattr(value, "__name__", "") == "dispatch_attention_fn"
-        and getattr(value, "__module__", "") == "diffusers.models.attention_dispatch"
-    )
 
 
 def take_over(module: nn.Module, site: AttentionSite | None, where: str) -> Undo:

@@ -13,7 +13,6 @@ from omni_group_coordinator import (
     GroupCoordinator,
     ParallelConfigError,
     ParallelError,
-    RankMismatchError,
 )
 from omni_parallel_state import ParallelState, get_parallel_state
 from omni_parallel_state.denoising.names import DENOISERS
@@ -28,6 +27,7 @@ from omni_parallel_state.denoising.replaced_calls import (
 from omni_parallel_state.denoising.requests import agree
 from omni_pp.partition import PartitionedModel, partition_model
 from omni_pp.pp_config import PipelineParallelConfig
+from omni_pp.stages.agreement import agree_on
 from omni_pp.stages.micro_batches import MicroBatches
 from omni_pp.stages.pipeline_handle import PipelineHandle
 from omni_pp.stages.request_turns import RequestTurns
@@ -146,7 +146,7 @@ class Applied:
 
     def apply(self, denoisers: Mapping[str, nn.Module]) -> None:
         """Cut the denoisers, and have their calls and the pipeline's go through the stages."""
-        _agree(self._group, self._config)
+        agree_on(self._group, self._config)
         for name, module in denoisers.items():
             _check_caches(name, module)
         for name, module in denoisers.items():
@@ -199,14 +199,6 @@ class Applied:
                     self._group.broadcast(tensor, src=owner)
             partition.restore()
         self.partitions.clear()
-
-
-def _agree(group: GroupCoordinator, config: PipelineParallelConfig) -> None:
-    first, *others = group.all_gather_object(repr(config))
-    for stage, other in enumerate(others, start=1):
-        if other != first:
-            msg = f"stage {stage} was given another configuration than stage 0: {other}, {first}"
-            raise RankMismatchError(msg)
 
 
 def _partition(

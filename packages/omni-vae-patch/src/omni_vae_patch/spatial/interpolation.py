@@ -15,6 +15,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.sharded_forward import ShardedForward
 from omni_vae_patch.spatial.windows import REMEDY, reached
 
 Undo = Callable[[], None]
@@ -42,7 +43,7 @@ class Ratio(NamedTuple):
         return rows * self.made // self.of
 
 
-class ShardedUpsample:
+class ShardedUpsample(ShardedForward):
     """Stands in the place of ``module.forward`` of an ``nn.Upsample``.
 
     Args:
@@ -52,10 +53,7 @@ class ShardedUpsample:
     """
 
     def __init__(self, name: str, module: nn.Upsample, region: Region) -> None:
-        self._where = f"module {name!r}, a {type(module).__name__},"
-        self._module: Any = module
-        self._region = region
-        self._original = module.forward
+        super().__init__(name, module, region)
         # Not within calls, which torch.compile traces.
         self._ratios = {side: _ratio_of(module, side) for side in (-2, -1)}
 

@@ -13,6 +13,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.sharded_forward import ShardedForward
 from omni_vae_patch.spatial.windows import REMEDY, Window, reached, wrapped
 
 Undo = Callable[[], None]
@@ -28,34 +29,23 @@ PADS: tuple[type[nn.Module], ...] = (
 )
 
 
-class ShardedPad:
+class ShardedPad(ShardedForward):
     """Stands in the place of ``module.forward`` of a module that pads.
 
     It pads every shard, and tells how much: the convolution that follows puts the rows of the
     neighbours in the place of those that are not at the border of the whole.
-
-    Args:
-        name: Name of the module in the autoencoder.
-        module: The module.
-        region: Knows the call that is under way.
     """
-
-    def __init__(self, name: str, module: Any, region: Region) -> None:
-        self._where = f"module {name!r}, a {type(module).__name__},"
-        self._module = module
-        self._region = region
-        self._original = module.forward
 
     def __call__(self, x: Tensor) -> Tensor:
         """As ``forward``."""
         shard = self._region.shard
         if shard is None:
-            return self._original(x)  # type: ignore[no-any-return]
+            return self._original(x)
         shard.expect_no_padding(self._where)
         at = 2 * (-1 - shard.dim)
         before, after = self._module.padding[at : at + 2]
         if not (before or after):
-            return self._original(x)  # type: ignore[no-any-return]
+            return self._original(x)
         if isinstance(self._module, CIRCULAR):
             padded = self._around(x, shard, before, after)
         else:

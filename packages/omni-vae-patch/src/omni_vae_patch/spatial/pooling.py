@@ -15,6 +15,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.sharded_forward import ShardedForward
 from omni_vae_patch.spatial.windows import REMEDY, Window, reached, sides
 
 Undo = Callable[[], None]
@@ -24,7 +25,7 @@ AdaptivePool = (
 )
 
 
-class ShardedPool:
+class ShardedPool(ShardedForward):
     """Stands in the place of ``module.forward`` of a pooling of averages or largest values.
 
     Args:
@@ -34,10 +35,7 @@ class ShardedPool:
     """
 
     def __init__(self, name: str, module: Pool, region: Region) -> None:
-        self._where = f"module {name!r}, a {type(module).__name__},"
-        self._module = module
-        self._region = region
-        self._original = module.forward
+        super().__init__(name, module, region)
         self._averages = isinstance(module, nn.AvgPool2d | nn.AvgPool3d)
         self._count = 3 if isinstance(module, nn.AvgPool3d | nn.MaxPool3d) else 2
         self._windows = _windows_of(module, self._count)

@@ -13,26 +13,15 @@ from omni_group_coordinator import ParallelConfigError
 from omni_vae_patch.attributes import put
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.sharded_forward import ShardedForward
 from omni_vae_patch.spatial.windows import REMEDY
 
 Undo = Callable[[], None]
 TransposedConvolution = nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-class ShardedTransposed:
-    """Stands in the place of ``module.forward`` of a transposed convolution.
-
-    Args:
-        name: Name of the module in the autoencoder.
-        module: The module.
-        region: Knows the call that is under way.
-    """
-
-    def __init__(self, name: str, module: TransposedConvolution, region: Region) -> None:
-        self._where = f"module {name!r}, a {type(module).__name__},"
-        self._module: Any = module
-        self._region = region
-        self._original = module.forward
+class ShardedTransposed(ShardedForward):
+    """Stands in the place of ``module.forward`` of a transposed convolution."""
 
     def __call__(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As ``forward``."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
+from omni_parallel_state.denoising.structure import tensors_in
 from omni_vae_patch.agreement import Attempt, settle
-from omni_vae_patch.gradients import refuse_gradients, tensors_in
+from omni_vae_patch.gradients import refuse_gradients
 from omni_vae_patch.tiles.calls import Player, Worker
 from omni_vae_patch.tiles.exchange import Piece, TileExchange
 from omni_vae_patch.tiles.network_state import CallWatch, Place

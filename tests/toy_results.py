@@ -1,7 +1,8 @@
-"""Values and results that the tests of this folder share."""
+"""Values and results that the tests of several packages share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,3 +39,12 @@ def same(found: Any, expected: Any) -> None:
             same(one, other)
     else:
         assert found == expected
+
+
+def text_of(call: Callable[[], Any]) -> str:
+    """The error that a call ends with."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"

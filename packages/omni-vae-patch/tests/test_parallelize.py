@@ -29,11 +29,15 @@ LATENT = random(1, 4, 7, 5)
         ({"dim": "depth"}, "dim='depth'; legal: 'auto', 'height', 'width'"),
         ({"dim": -1}, "dim=-1; legal: 'auto', 'height', 'width'"),
         ({"result": "last"}, "result='last'; legal: 'all', 'first'"),
+        ({"mode": "tile", "dim": "width"}, "dim='width' with mode='tile': .* legal: dim='auto'"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused(options, message):
     with pytest.raises(ParallelConfigError, match=message):
         VaeParallelConfig(**options)
+
+
+WRONG_SAMPLES = [random(3, 14, 10), random(1, 4, 14, 10), random(1, 3, 1, 14, 10)]
 
 
 def refused() -> list[str]:
@@ -57,6 +61,7 @@ def refused() -> list[str]:
         text_of(lambda: vae.decode(LATENT[0])),
         text_of(lambda: vae.decode(LATENT[:, :3])),
         text_of(lambda: vae.decode(LATENT[:, :, None])),
+        *(text_of(lambda x=x: vae.encode(x)) for x in WRONG_SAMPLES),
     ]
     found = vae.decode(LATENT)
     first.remove()
@@ -66,6 +71,7 @@ def refused() -> list[str]:
 def test_bad_input_is_said_on_every_rank_and_the_next_call_is_right(ranks):
     for *texts, off in ranks.run(refused):
         shape = "this autoencoder decodes (batch, channels, height, width) with 4 channels"
+        sample = "this autoencoder encodes (batch, channels, height, width) with 3 channels"
         for text, part in zip(
             texts,
             [
@@ -79,6 +85,10 @@ def test_bad_input_is_said_on_every_rank_and_the_next_call_is_right(ranks):
                 f"ParallelConfigError: a latent of shape (4, 7, 5); {shape}",
                 f"ParallelConfigError: a latent of shape (1, 3, 7, 5); {shape}",
                 f"ParallelConfigError: a latent of shape (1, 4, 1, 7, 5); {shape}",
+                *(
+                    f"ParallelConfigError: a sample of shape {tuple(x.shape)}; {sample}"
+                    for x in WRONG_SAMPLES
+                ),
             ],
             strict=True,
         ):
@@ -229,24 +239,6 @@ def test_a_pad_that_reaches_beyond_a_neighbour_is_an_error_on_all_ranks(ranks, p
     for text, difference in ranks.run(on_uneven_pads, pad, shape, dim, world_size=3, timeout=40):
         assert "not only those at the borders would reach beyond them" in text
         assert difference <= 1e-5
-
-
-def decoded_by_name() -> float:
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(1)
-    vae = diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).requires_grad_(False)
-    expected = vae.decode(x=LATENT).sample
-    with parallelize_vae(vae, EXACT, state=ParallelState(ParallelLayout(dp=2, vae=2))):
-        return error(vae.decode(x=LATENT).sample, expected)
-
-
-def test_arguments_may_be_given_by_the_names_of_the_original(ranks):
-    assert max(ranks.run(decoded_by_name)) <= 1e-5
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -17,7 +17,9 @@ from omni_group_coordinator import CommunicationError, GroupCoordinator, Paralle
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
 from omni_vae_patch.agreement import agreed
 from omni_vae_patch.replaced_method import ReplacedMethod
+from omni_vae_patch.same_weights import check_weights
 from omni_vae_patch.spatial.exact_vae import ExactVae
+from omni_vae_patch.spatial.geometry import dtype_of
 from omni_vae_patch.spatial.verification import verify
 from omni_vae_patch.tiles import TiledVae, enabled_tiling
 from omni_vae_patch.vae_config import VaeParallelConfig
@@ -60,6 +62,7 @@ def parallelize_vae(
 
     Raises:
         ParallelConfigError: The autoencoder is parallel already, or cannot do what is asked.
+        RankMismatchError: On every rank: their weights differ.
         RuntimeError: Neither state nor group was given, and no state is current.
     """
     config = VaeParallelConfig() if config is None else config
@@ -77,6 +80,7 @@ def parallelize_vae(
     if group.world_size == 1:
         handle = Handle(lambda: _forget(ref(vae)))
     else:
+        check_weights(vae, group)
         handle = _replace(vae, _replacement(vae, group, config))
     _handles[vae] = handle
     return handle
@@ -99,8 +103,10 @@ def _replacement(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -
 
 def _exact(vae: Any, group: GroupCoordinator, config: VaeParallelConfig) -> _Replacement:
     what = f"sharding {type(vae).__name__}"
-    if config.verify and next(vae.parameters()).dtype in (torch.bfloat16, torch.float16):
-        # Compared in float32, where rounding does not hide what is wrong.
+    low = dtype_of(vae) in (torch.bfloat16, torch.float16)
+    if config.verify and low and not any("forward" in vars(m) for m in vae.modules()):
+        # Compared in float32, where rounding does not hide what is wrong. Not where hooks have put
+        # a forward on a module, which in a copy would still call that of the original.
         twin = agreed(group, what, lambda: copy.deepcopy(vae).to(torch.float32))
         _verified(twin, group, config, what).remove()
         config = replace(config, verify=False)

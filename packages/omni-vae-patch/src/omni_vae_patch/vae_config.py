@@ -26,7 +26,8 @@ class VaeParallelConfig:
     ``"auto"``: exact if the autoencoder can, else tiles, with a warning that says so."""
 
     dim: Dim = "auto"
-    """Which side is sharded; ``"auto"``: the one that divides better, for each size anew."""
+    """Which side is sharded; ``"auto"``: the one that divides better, for each size anew.
+    Tiles are cut along both, so with them ``"auto"`` alone."""
 
     result: Result = "all"
     """Who gets what comes out: every rank, or the first one of the group, and the others ``None``.
@@ -47,3 +48,9 @@ class VaeParallelConfig:
             if value not in legal:
                 msg = f"{name}={value!r}; legal: {', '.join(map(repr, legal))}"
                 raise ParallelConfigError(msg)
+        if self.mode == "tile" and self.dim != "auto":
+            msg = (
+                f"dim={self.dim!r} with mode='tile': tiles are cut along height and width, as the "
+                "autoencoder's own options say; legal: dim='auto', or mode='exact'"
+            )
+            raise ParallelConfigError(msg)

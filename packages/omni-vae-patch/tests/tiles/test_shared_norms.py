@@ -94,6 +94,31 @@ def test_a_compiled_network_is_refused(ranks: Any) -> None:
     assert len(ranks.run(refused)) == 2
 
 
+class Doubling(nn.GroupNorm):
+    """What it does beside would be left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_norm_with_a_forward_of_its_own_is_refused(ranks: Any) -> None:
+    @torch.no_grad()
+    def refused() -> list[str]:
+        derived, hooked = Toy(), Toy()
+        derived.decoder[1] = Doubling(2, 8)
+        hooked.decoder[1].forward = lambda x: x * 2
+        found = []
+        for vae in (derived, hooked):
+            with pytest.raises(ParallelConfigError) as caught:
+                TiledVae(vae, world_group(), shared_norms=True).decode(ramp(8))
+            found.append(str(caught.value))
+        return found
+
+    for derived, hooked in ranks.run(refused):
+        assert "'1', a Doubling in Toy, has a forward of its own" in derived
+        assert "'1', a GroupNorm in Toy, has a forward of its own" in hooked
+
+
 @pytest.mark.parametrize("layer", [0, 3])
 def test_a_rank_that_fails_before_or_after_a_norm_leaves_no_rank_waiting(
     ranks: Any, layer: int

@@ -14,6 +14,7 @@ from omni_group_coordinator import GroupCoordinator
 from omni_vae_patch.agreement import agreed
 from omni_vae_patch.attributes import plain_settings
 from omni_vae_patch.gradients import refuse_gradients
+from omni_vae_patch.spatial.beside import check_beside, parts_beside
 from omni_vae_patch.spatial.geometry import Geometry, geometry_of
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, Partition, best_partition
 from omni_vae_patch.spatial.region import Region
@@ -23,6 +24,7 @@ from omni_vae_patch.spatial.unchanged import Unchanged
 from omni_vae_patch.vae_config import VaeParallelConfig
 
 _log = logging.getLogger("omni_vae_patch")
+_NAMES = {HEIGHT: "height", WIDTH: "width"}
 _DIMS = {"auto": (HEIGHT, WIDTH), "height": (HEIGHT,), "width": (WIDTH,)}
 
 
@@ -86,7 +88,8 @@ class ExactVae:
     def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the autoencoder's own ``encode``; the whole sample on every rank.
 
-        A sample whose sides are no multiple of the compression is encoded whole.
+        A sample is sharded along a side that is a multiple of the compression. If neither is, or
+        not the one that was asked for, it is encoded whole, by each rank that gets the result.
 
         Raises:
             RankMismatchError: On every rank: they were given samples of different shapes.
@@ -94,31 +97,38 @@ class ExactVae:
         """
         return self._sharded("encode", x, args, kwargs)
 
-    def _plan(self, method: str, x: Tensor) -> Partition | None:
+    def _plan(
+        self, method: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Partition | None:
         """How to divide a call; ``None`` if it cannot be divided."""
         self._unchanged.check(self._vae)
+        scale = 1
         if method == "decode":
             self.geometry.check_latent(x)
-            return self._partition(x.shape[-2], x.shape[-1])
-        self.geometry.check_sample(x)
-        scale = self.geometry.scale
-        height, width = x.shape[-2:]
-        if height % scale or width % scale:
-            if not self._told:
-                self._told = True
-                _log.warning(
-                    "a sample of %d x %d is no multiple of %d, the rows of a latent's row, so "
-                    "every rank encodes the whole",
-                    height,
-                    width,
-                    scale,
-                )
+        else:
+            self.geometry.check_sample(x)
+            scale = self.geometry.scale
+        # The other side is whole on every rank, so it may have any length.
+        dims = tuple(dim for dim in self.dims if not x.shape[dim] % scale)
+        if not dims:
+            self._tell(x)
             return None
-        return self._partition(height // scale, width // scale)
-
-    def _partition(self, height: int, width: int) -> Partition:
+        height, width = x.shape[-2] // scale, x.shape[-1] // scale
         ranks, least = self._group.world_size, self.geometry.least
-        return best_partition(height, width, ranks, self.dims, least)
+        partition = best_partition(height, width, ranks, dims, least)
+        check_beside(args, kwargs, x, partition, method)
+        return partition
+
+    def _tell(self, x: Tensor) -> None:
+        if self._told:
+            return
+        self._told = True
+        asked = " or ".join(_NAMES[dim] for dim in self.dims)
+        msg = (
+            "a sample of %d x %d, of which the %s should be sharded, is there no multiple of %d, "
+            "the rows of a latent's row: each rank that gets the result encodes the whole"
+        )
+        _log.warning(msg, *x.shape[-2:], asked, self.geometry.scale)
 
     def whole(self, method: str, x: Tensor, **kwargs: Any) -> Any:
         """A call of ``decode`` or ``encode`` on this rank alone."""
@@ -138,21 +148,29 @@ class ExactVae:
         whole, group = self._methods[method], self._group
 
         def asked(_: Partition | None) -> list[Any]:
-            more = [repr(type(arg)) for arg in args]
-            return [method, list(x.shape), x.dtype, more, sorted(kwargs)]
+            return [method, list(x.shape), x.dtype, [*map(_kind, args)], _kinds(kwargs)]
 
         def plan() -> Partition | None:
             refuse_gradients((x, args, kwargs))
-            return self._plan(method, x)
+            return self._plan(method, x, args, kwargs)
 
         partition = agreed(group, method, plan, asked)
         with self._untiled(), torch.no_grad():
-            if partition is not None:
-                factor = self.geometry.scale if method == "encode" else 1
-                like = f"{method} {sorted(kwargs)} {plain_settings(self._vae)}"
-                return self._call(lambda y: whole(y, *args, **kwargs), x, partition, factor, like)
-            found = agreed(group, method, lambda: whole(x, *args, **kwargs))
-        return None if self._result == "first" and group.rank_in_group else found
+            if partition is None:
+                return self._by_those_who_get_it(method, lambda: whole(x, *args, **kwargs))
+
+            def call(y: Tensor) -> Any:
+                more, named = parts_beside(args, kwargs, partition, group.rank_in_group)
+                return whole(y, *more, **named)
+
+            factor = self.geometry.scale if method == "encode" else 1
+            like = f"{method} {_kinds(kwargs)} {plain_settings(self._vae)}"
+            return self._call(call, x, partition, factor, like)
+
+    def _by_those_who_get_it(self, method: str, call: Callable[[], Any]) -> Any:
+        """A call of the whole, which takes one rank as long as all, and all no messages."""
+        idle = self._result == "first" and self._group.rank_in_group
+        return agreed(self._group, method, (lambda: None) if idle else call)
 
     @contextmanager
     def _untiled(self) -> Iterator[None]:
@@ -165,3 +183,13 @@ class ExactVae:
         finally:
             if tiles:
                 self._vae.use_tiling = tiles
+
+
+def _kind(value: Any) -> str:
+    """What of an argument must be the same on all ranks."""
+    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__qualname__}{shape}"
+
+
+def _kinds(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+    return sorted((key, _kind(value)) for key, value in arguments.items())

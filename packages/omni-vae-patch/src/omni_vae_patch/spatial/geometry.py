@@ -25,12 +25,14 @@ class Geometry:
 
     Attributes:
         channels: Of a latent.
+        sample_channels: Of a sample; ``None`` if that is not known.
         is_video: Whether latents have frames: ``(batch, channels, frames, height, width)``.
         scale: Rows of a sample for each row of a latent.
         least: Rows of a latent that a rank needs.
     """
 
     channels: int
+    sample_channels: int | None
     is_video: bool
     scale: int
     least: int
@@ -46,39 +48,41 @@ class Geometry:
         Raises:
             ParallelConfigError: It has other dimensions or channels.
         """
-        self._check(z, "latent", "decodes")
-        if z.shape[1] != self.channels:
-            msg = (
-                f"a latent of shape {tuple(z.shape)}; this autoencoder decodes {self._sides} with "
-                f"{self.channels} channels"
-            )
-            raise ParallelConfigError(msg)
+        self._check(z, "latent", "decodes", self.channels)
 
     def check_sample(self, x: Tensor) -> None:
         """Check a sample before anything is sent.
 
         Raises:
-            ParallelConfigError: It has other dimensions.
+            ParallelConfigError: It has other dimensions or channels.
         """
-        self._check(x, "sample", "encodes")
+        self._check(x, "sample", "encodes", self.sample_channels)
 
     @property
     def _sides(self) -> str:
         frames = "frames, " if self.is_video else ""
         return f"(batch, channels, {frames}height, width)"
 
-    def _check(self, x: object, what: str, does: str) -> None:
-        if not isinstance(x, Tensor) or x.ndim != self.ndim or not x.numel():
-            found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"that is {x!r}"
-            msg = f"a {what} {found}; this autoencoder {does} {self._sides}"
-            if what == "latent":
-                msg += f" with {self.channels} channels"
-            raise ParallelConfigError(msg)
+    def _check(self, x: object, what: str, does: str, channels: int | None) -> None:
+        fits = isinstance(x, Tensor) and x.ndim == self.ndim and x.numel()
+        if fits and isinstance(x, Tensor) and channels in (None, x.shape[1]):
+            return
+        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"that is {x!r}"
+        msg = f"a {what} {found}; this autoencoder {does} {self._sides}"
+        if channels is not None:
+            msg += f" with {channels} channels"
+        raise ParallelConfigError(msg)
 
 
 def config_of(vae: nn.Module) -> Any:
     """The configuration of an autoencoder of diffusers; an empty one of others."""
     return getattr(vae, "config", {})
+
+
+def dtype_of(vae: nn.Module) -> torch.dtype:
+    """What an autoencoder computes in, which may store its weights in less (layerwise casting)."""
+    found = getattr(vae, "dtype", None)  # of diffusers' models, which know of such hooks
+    return found if isinstance(found, torch.dtype) else next(vae.parameters()).dtype
 
 
 def extra_arguments(vae: Any, z: Tensor) -> dict[str, Any]:
@@ -100,11 +104,11 @@ def _decoder_parameters(vae: Any) -> tuple[str, ...]:
 
 def random_latent(vae: nn.Module, channels: int, is_video: bool, side: int) -> Tensor:
     """A small latent, the same on every rank."""
-    parameter = next(vae.parameters())
+    device = next(vae.parameters()).device
     frames = (2,) if is_video else ()
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, channels, *frames, side, side, generator=generator)
-    return latent.to(parameter.device, parameter.dtype)
+    return latent.to(device, dtype_of(vae))
 
 
 @contextmanager
@@ -134,11 +138,22 @@ def geometry_of(vae: Any) -> Geometry:
     convolutions = [m for m in vae.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
     least = max(map(least_rows, convolutions), default=1)
     least = max(least, *map(rows_for_padding, vae.modules()))
-    return Geometry(found[0], is_video, _scale_of(vae, found[0], is_video), least)
+    scale, decoded = _measured_least(vae, found[0], is_video)
+    return Geometry(found[0], _sample_channels(config, decoded), is_video, scale, least)
 
 
-def _scale_of(vae: Any, channels: int, is_video: bool) -> int:
-    """Rows of a sample for each row of a latent, by the smallest latent that can be decoded."""
+def _sample_channels(config: Any, decoded: int) -> int | None:
+    """Channels of what is encoded, by those of what is decoded.
+
+    The configuration counts those of the network, which may be given patches of a sample, or more
+    beside it: only whether its two numbers are the same says something of samples.
+    """
+    before, after = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
+    return decoded if None in (before, after) or before == after else None
+
+
+def _measured_least(vae: Any, channels: int, is_video: bool) -> tuple[int, int]:
+    """Rows and channels as `_measured`, by the smallest latent that can be decoded."""
     try:
         return _measured(vae, channels, is_video, 2)
     except torch.OutOfMemoryError:
@@ -150,8 +165,9 @@ def _scale_of(vae: Any, channels: int, is_video: bool) -> int:
             raise error from None
 
 
-def _measured(vae: Any, channels: int, is_video: bool, side: int) -> int:
+def _measured(vae: Any, channels: int, is_video: bool, side: int) -> tuple[int, int]:
+    """Rows of a sample for each row of a latent, and its channels."""
     latent = random_latent(vae, channels, is_video, side)
     with kept_random_state(latent.device):
         sample = sharded_tensor(vae.decode(latent, **extra_arguments(vae, latent)))
-    return sample.shape[-2] // side
+    return sample.shape[-2] // side, sample.shape[1]

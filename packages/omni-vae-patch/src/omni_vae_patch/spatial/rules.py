@@ -16,6 +16,7 @@ from omni_vae_patch.spatial.interpolation import shard_upsample
 from omni_vae_patch.spatial.local_modules import why_not_local
 from omni_vae_patch.spatial.noise import shard_noise
 from omni_vae_patch.spatial.norms import shard_group_norm
+from omni_vae_patch.spatial.own_forward import check_forward, check_kept
 from omni_vae_patch.spatial.padding import (
     PADS,
     pads_unusually,
@@ -58,14 +59,15 @@ def _convolve_at_once(name: str, module: nn.Module, region: Region) -> Undo:
 
 
 # Of torch's modules, the first that fits; those that are not here are local, or refused.
-_BY_CLASS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Any], ...] = (
-    (nn.GroupNorm, shard_group_norm),
+_BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], Any], ...] = (
+    ((nn.Conv2d, nn.Conv3d), shard_convolution),
+    ((nn.GroupNorm,), shard_group_norm),
     ((nn.ConvTranspose2d, nn.ConvTranspose3d), shard_transposed),
     ((nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool2d, nn.MaxPool3d), shard_pool),
     ((nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), shard_adaptive_pool),
     ((nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), shard_adaptive_pool),
     ((nn.LPPool2d, nn.LPPool3d), check_power_pool),
-    (nn.Upsample, shard_upsample),
+    ((nn.Upsample,), shard_upsample),
     (PADS, shard_pad),
 )
 
@@ -94,9 +96,10 @@ _registered: dict[type[nn.Module], Rule] = {}
 def register_rule(cls: type[nn.Module], rule: Rule) -> Handle:
     """Say what is to be done with modules of a class, and of its subclasses.
 
-    A rule goes before what is known of a class otherwise; of several, the one of the nearest class
-    counts. Modules within such a module have the rules of their own kinds, and where nothing is
-    known of one, the rule answers for it.
+    One that overrides the ``forward`` of the class needs a rule of its own. A rule goes before what
+    is known of a class otherwise; of several, the one of the nearest class counts. Modules within
+    such a module have the rules of their own kinds, and where nothing is known of one, the rule
+    answers for it.
 
     Args:
         cls: The class.
@@ -142,7 +145,7 @@ def rules_of(vae: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
     answered: list[str] = []
     for name, module in vae.named_modules():
         inside = any(name.startswith(prefix) for prefix in answered)
-        if _registered_for(module) is not None:
+        if _registered_class(module) is not None:
             answered.append(f"{name}.")
         try:
             rule = rule_for(name, module)
@@ -155,8 +158,8 @@ def rules_of(vae: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
     return found
 
 
-def _registered_for(module: nn.Module) -> Rule | None:
-    return next((_registered[cls] for cls in type(module).__mro__ if cls in _registered), None)
+def _registered_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if cls in _registered), None)
 
 
 def rule_for(name: str, module: nn.Module) -> Rule | None:
@@ -165,20 +168,21 @@ def rule_for(name: str, module: nn.Module) -> Rule | None:
     Raises:
         ParallelConfigError: It may mix positions, and nothing more is known of its kind.
     """
-    registered = _registered_for(module)
+    registered = _registered_class(module)
     if registered is not None:
-        return registered
+        check_forward(name, module, registered)
+        return _registered[registered]
     if type(getattr(module, "processor", None)).__name__ in _OVER_TIME:
         return None
     for cls in type(module).__mro__:
         if cls.__name__ in _BY_NAME and cls.__module__.startswith("diffusers."):
+            check_forward(name, module, cls)
             return _BY_NAME[cls.__name__]
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
-        usual: Any = shard_convolution
-        return shard_unusually_padded if pads_unusually(module) else usual  # type: ignore[return-value]
     for classes, rule in _BY_CLASS:
-        if isinstance(module, classes):
-            return rule  # type: ignore[no-any-return]
+        for cls in classes:
+            if isinstance(module, cls):
+                check_forward(name, module, cls)
+                return _padding_as_it_does(module, rule)
     why = why_not_local(module)
     if why is None:
         return None
@@ -189,12 +193,20 @@ def rule_for(name: str, module: nn.Module) -> Rule | None:
     raise ParallelConfigError(msg)
 
 
+def _padding_as_it_does(module: nn.Module, rule: Any) -> Rule:
+    if isinstance(module, nn.Conv2d | nn.Conv3d) and pads_unusually(module):
+        return shard_unusually_padded  # type: ignore[return-value]
+    return rule  # type: ignore[no-any-return]
+
+
 def apply_rule(name: str, module: nn.Module, rule: Rule, region: Region) -> Undo:
     """Apply a rule to a module.
 
     Raises:
-        ParallelConfigError: The rule does not return what undoes it.
+        ParallelConfigError: The rule does not return what undoes it, or a forward that was put on
+            this one module is lost by it.
     """
+    before = vars(module).get("forward")
     undo = rule(name, module, region)
     if not callable(undo):
         said = getattr(rule, "__qualname__", type(rule).__qualname__)
@@ -203,6 +215,8 @@ def apply_rule(name: str, module: nn.Module, rule: Rule, region: Region) -> Undo
             "legal: a function without arguments that undoes what the rule did"
         )
         raise ParallelConfigError(msg)
+    if rule not in _registered.values():  # a rule of the user's may call what was there
+        check_kept(name, module, before, undo)
     return undo
 
 

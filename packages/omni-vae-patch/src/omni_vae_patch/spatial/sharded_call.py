@@ -16,6 +16,7 @@ from torch._subclasses import fake_tensor  # private, but what torch.compile res
 from omni_group_coordinator import CommunicationError, GroupCoordinator
 from omni_vae_patch.agreement import Attempt, agreed, settle
 from omni_vae_patch.attributes import attributes_kept
+from omni_vae_patch.spatial.cast_weights import cast_without_content
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.region import Region
 from omni_vae_patch.spatial.shard import SpatialShard, Taken
@@ -156,6 +157,7 @@ class ShardedCall:
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
         with attributes_kept(self._vae), eager, mode:
+            cast_without_content(self._vae)
             return call(torch.empty(local.shape, dtype=local.dtype, device=local.device))
 
     # -- what the ranks have ---------------------------------------------------------------

@@ -37,8 +37,8 @@ class SharedNorms:
         owner: Class of the autoencoder, for messages.
 
     Raises:
-        ParallelConfigError: A rank has several tiles, tiles take different numbers of calls, or
-            the network is compiled.
+        ParallelConfigError: A rank has several tiles, tiles take different numbers of calls,
+            the network is compiled, or a norm has a forward of its own.
     """
 
     def __init__(
@@ -67,6 +67,13 @@ class SharedNorms:
                 "decode before it is compiled, or share no norms"
             )
             raise ParallelConfigError(msg)
+        for name, module in network.named_modules():
+            if isinstance(module, nn.GroupNorm) and not _is_plain(module):
+                msg = (
+                    f"shared_norms needs group norms that do what torch's do, and {name!r}, a "
+                    f"{type(module).__name__} in {owner}, has a forward of its own; share no norms"
+                )
+                raise ParallelConfigError(msg)
         self._group = group
         self._peers = sorted(set(plan.owners) - {group.rank_in_group})
         takes_part = group.rank_in_group in plan.owners
@@ -130,6 +137,10 @@ class SharedNorms:
         for work in checked.iexchange(sends, receives, "shared norms"):
             work.wait()
         return found
+
+
+def _is_plain(norm: nn.GroupNorm) -> bool:
+    return type(norm).forward is nn.GroupNorm.forward and "forward" not in vars(norm)
 
 
 class _OutOfStepError(ParallelError):

@@ -15,8 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent / "stages"))
 
-from toy_stages import ToyPipeline, alone, close, guided, request
+from toy_stages import ToyPipeline, ToyTransformer, alone, close, guided, request
 
+import omni_parallel_state.checkpoints
 import omni_pp
 from omni_parallel_state import ParallelLayout, ParallelState
 from omni_pp import PipelineParallelConfig
@@ -47,7 +48,7 @@ def rows(text: str, name: str) -> list[list[str]]:
 @pytest.mark.parametrize("text", [GUIDE, README], ids=["guide", "readme"])
 def test_every_example_is_python_and_imports_what_there_is(text: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", text.read_text(), re.DOTALL)
-    assert len(blocks) == (5 if text is GUIDE else 2)
+    assert len(blocks) == (6 if text is GUIDE else 2)
     for block in blocks:
         compile(block, str(text), "exec")
         for line in re.findall(r"^from omni_\S+ import .+$", block, re.MULTILINE):
@@ -70,6 +71,21 @@ def follow_the_guide() -> tuple[int, int]:
         assert held < whole
     assert sum(p.nbytes for p in pipeline.transformer.parameters()) == whole
     return held, promised
+
+
+@torch.no_grad()
+def load_as_the_guide_does(folder: Path) -> None:
+    state = ParallelState(ParallelLayout(pp=2))
+    arguments = guided(0)
+    draw = example("loaded")["draw_loaded"]
+    result = draw(ToyPipeline, ToyTransformer, folder, arguments.pop("prompt"), state, **arguments)
+    close(result.sample, alone(guided(0)))
+
+
+def test_the_example_of_loading_works(ranks: RankPool, tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+    files.save_file(ToyTransformer().state_dict(), tmp_path / "model.safetensors")
+    ranks.run(load_as_the_guide_does, tmp_path)
 
 
 def test_the_examples_of_the_guide_work(ranks: RankPool) -> None:
@@ -117,10 +133,13 @@ def test_everything_that_is_refused_by_name_is_in_the_guide() -> None:
 def test_every_error_of_the_guide_is_one() -> None:
     text = GUIDE.read_text().split("### Errors")[1].partition("\n## ")[0]
     said = re.findall(r"^\| `(.*?)` \|", text, re.MULTILINE)
-    sources = Path(omni_pp.__file__).parent.rglob("*.py")
-    code = "\n".join(path.read_text() for path in sources)
+    code = "\n".join(
+        path.read_text()
+        for package in (omni_pp, omni_parallel_state.checkpoints)
+        for path in Path(str(package.__file__)).parent.rglob("*.py")
+    )
     plain = re.sub(r'"\s*\n\s*f?"', "", code)  # messages go over several lines
-    assert len(said) == 8
+    assert len(said) == 11
     for message in said:
         parts = [part.strip() for part in re.split(r"…|\d+", message) if len(part.strip()) > 6]
         assert parts, message

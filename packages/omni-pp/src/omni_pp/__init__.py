@@ -1,7 +1,7 @@
 """Stages of diffusion transformers over ranks, and what keeps them busy."""
 
 from omni_pp.__about__ import __version__
-from omni_pp.partition import PartitionedModel, partition_model
+from omni_pp.partition import PartitionedModel, load_stage, partition_model
 from omni_pp.pipefusion import PipeFusionConfig, PipeFusionHandle, apply_pipefusion
 from omni_pp.pipeline_parallel import AsyncLatents, PipelineParallelMixin
 from omni_pp.pp_config import PipelineParallelConfig
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "apply_pipefusion",
     "apply_pipeline_parallel",
+    "load_stage",
     "partition_model",
     "strategy",
 ]

@@ -31,7 +31,7 @@ def run(part: PartitionedModel, receive: Any = None, send: Any = None, **kwargs:
 
 
 def test_what_a_chunk_is() -> None:
-    parts = all_stages(toys.Toy(), 2, virtual=2, points=[1, 3, 4])
+    parts = all_stages(toys.Toy(), 2, virtual_stages=2, points=[1, 3, 4])
     chunks = [chunk for part in parts for chunk in part.chunks]
     assert [chunk.index for chunk in chunks] == [0, 2, 1, 3]
     assert [chunk.blocks for chunk in chunks] == [
@@ -131,7 +131,7 @@ def test_arguments_are_not_used_up() -> None:
     x = toys.toy_input()
     with torch.no_grad():
         expected = model(x, copy.deepcopy(options))
-        parts = all_stages(model, 1, virtual=3)
+        parts = all_stages(model, 1, virtual_stages=3)
         assert torch.equal(run_chunks(parts, x, options), expected)
         assert torch.equal(run_chunks(parts, x, options=options), expected)
     assert options == {"scale": 2.0, "inner": [1.0, 3.0]}
@@ -154,7 +154,7 @@ def test_hooks_of_blocks_run_and_see_their_blocks() -> None:
     x = toys.toy_input()
     with torch.no_grad():
         expected = model(x)
-        assert torch.equal(run_chunks(all_stages(model, 2, virtual=2), x), expected)
+        assert torch.equal(run_chunks(all_stages(model, 2, virtual_stages=2), x), expected)
     assert seen == [toys.ToyBlock] * 10
 
 
@@ -170,7 +170,7 @@ def test_compiled_blocks(how: str) -> None:
             model.blocks._modules[key] = torch.compile(block, backend="eager")
     with torch.no_grad():
         expected = model(x)
-        parts = [partition_model(model, 1, stage=0, virtual=3)]
+        parts = [partition_model(model, 1, stage=0, virtual_stages=3)]
         assert torch.equal(run_chunks(parts, x), expected)
         parts[0].restore()
         assert torch.equal(model(x), expected)
@@ -213,7 +213,7 @@ def test_lora_layers_and_their_scale() -> None:
         plain = model(**call)
         scaled = model(**call, joint_attention_kwargs={"scale": 0.25})
         assert not torch.equal(plain.sample, scaled.sample)
-    for parts in (all_stages(model, 3), all_stages(model, 1, virtual=7)):
+    for parts in (all_stages(model, 3), all_stages(model, 1, virtual_stages=7)):
         found = run_chunks(parts, **call, joint_attention_kwargs={"scale": 0.25})
         assert_equal(found, scaled)
         assert_equal(run_chunks(parts, **call), plain)

@@ -137,4 +137,4 @@ def test_models_in_no_table(name: str) -> None:
         expected = model(**call())
     for point in range(1, count):
         assert_equal(run_chunks(all_stages(model, 2, points=[point]), **call()), expected)
-    assert_equal(run_chunks(all_stages(model, 2, virtual=2), **call()), expected)
+    assert_equal(run_chunks(all_stages(model, 2, virtual_stages=2), **call()), expected)

@@ -66,7 +66,7 @@ def test_what_is_let_go_leaves_memory_at_once() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_promised_bytes_are_held(name: str, virtual: int) -> None:
     model = CASES[name].build()
-    parts = all_stages(model, 3, virtual=virtual)
+    parts = all_stages(model, 3, virtual_stages=virtual)
     lists = [model.get_submodule(one) for one, _ in CASES[name].lists]
     blocks = [block for one in lists for block in one]
     outside = bytes_of(model) - bytes_of(*blocks)
@@ -98,7 +98,8 @@ def test_all_comes_back_bit_for_bit(name: str, virtual: int) -> None:
     copies = [copy.deepcopy(original) for _ in range(3)]
     objects = [dict(one.named_modules()) for one in copies]
     parts = [
-        partition_model(one, 3, stage=stage, virtual=virtual) for stage, one in enumerate(copies)
+        partition_model(one, 3, stage=stage, virtual_stages=virtual)
+        for stage, one in enumerate(copies)
     ]
     run_chunks(parts, **CASES[name].call())
     give_back(parts)
@@ -215,7 +216,7 @@ def test_weights_shared_over_a_cut() -> None:
 def test_weights_shared_by_chunks_of_one_stage() -> None:
     model = toys.Toy()
     model.blocks[2].linear.weight = model.blocks[0].linear.weight
-    parts = all_stages(model, 2, virtual=2, points=[1, 2, 4])
+    parts = all_stages(model, 2, virtual_stages=2, points=[1, 2, 4])
     x = toys.toy_input()
     with torch.no_grad():
         assert torch.equal(run_chunks(parts, x), model(x))
@@ -229,22 +230,25 @@ def test_one_block_in_many_places() -> None:
     x = toys.toy_input()
     with torch.no_grad():
         expected = model(x)
-        assert torch.equal(run_chunks(all_stages(model, 1, virtual=2), x), expected)
+        assert torch.equal(run_chunks(all_stages(model, 1, virtual_stages=2), x), expected)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stages": 6}, "has 5 blocks, .* 6 stages .*; largest legal: 5 stages"),
-        ({"virtual": 3}, "2 stages of 3 chunks .*; largest legal: 1 stages or virtual=2"),
-        ({"virtual": 0}, "virtual=0; legal: 1 and more"),
+        (
+            {"virtual_stages": 3},
+            "2 stages of virtual_stages=3 chunks .*; largest legal: 1 stage or virtual_stages=2",
+        ),
+        ({"virtual_stages": 0}, "virtual_stages=0; legal: 1 and more"),
         ({"stages": 0}, "stages=0; legal: 1 and more"),
         ({"stage": 2}, "stage=2 of 2 stages; legal: 0 to 1"),
         ({"stage": -1}, "stage=-1 of 2 stages; legal: 0 to 1"),
         ({"points": [0]}, r"points=\(0,\) .* legal: 1 rising numbers from 1 to 4, such as"),
         ({"points": [5]}, r"points=\(5,\) do not cut 5 blocks into 2 chunks"),
         ({"points": [2, 3]}, "legal: 1 rising numbers"),
-        ({"points": [3, 2, 4], "virtual": 2}, "legal: 3 rising numbers"),
+        ({"points": [3, 2, 4], "virtual_stages": 2}, "legal: 3 rising numbers"),
         ({"points": []}, "legal: 1 rising numbers"),
         ({"balance": "size"}, "balance='size'; legal: 'count', 'cost', or a cost for each"),
         ({"balance": [1.0, 2.0]}, "gives 2 costs for 5 blocks"),

@@ -39,7 +39,7 @@ def test_block_lists(name: str) -> None:
 @every_model
 def test_stages(name: str, stages: int, virtual: int) -> None:
     model, expected = whole(name)
-    parts = all_stages(model, stages, virtual=virtual)
+    parts = all_stages(model, stages, virtual_stages=virtual)
     for _ in range(2):  # the second call finds all as the first did
         assert_equal(run_chunks(parts, **CASES[name].call()), expected)
 
@@ -57,7 +57,7 @@ def test_every_single_cut(name: str) -> None:
 def test_every_block_alone(name: str) -> None:
     model, expected = whole(name)
     count = sum(length for _, length in CASES[name].lists)
-    parts = all_stages(model, 1, virtual=count)
+    parts = all_stages(model, 1, virtual_stages=count)
     assert_equal(run_chunks(parts, **CASES[name].call()), expected)
 
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_changed(ranks: RankPoo
     first, second = ranks.run(refuse)
     assert first == second
     for name, part in {
-        "too many": "6 blocks, which cannot be cut into 2 stages of 4 chunks",
+        "too many": "6 blocks, which cannot be cut into 2 stages of virtual_stages=4 chunks each",
         "no blocks": "NoBlocks",
         "no denoiser": "object has no component",
         "named": "has no component unet that is a module",

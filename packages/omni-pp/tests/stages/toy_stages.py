@@ -48,7 +48,7 @@ class ToyTransformer(nn.Module):
         self.head = nn.Linear(WIDTH, WIDTH)
         self.coupled = coupled
         for index, weight in enumerate([*self.embed.parameters(), *self.head.parameters()]):
-            weight.data = seeded(*weight.shape, seed=100 + index) / 2
+            weight.requires_grad_(False).copy_(seeded(*weight.shape, seed=100 + index) / 2)
         self.requires_grad_(False)
 
     def forward(

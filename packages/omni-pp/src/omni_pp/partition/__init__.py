@@ -3,15 +3,20 @@
 from omni_pp.partition.balance import cut_blocks, measure_block_costs
 from omni_pp.partition.block_lists import BlockList, find_block_lists
 from omni_pp.partition.chunk import Chunk
-from omni_pp.partition.partition import partition_model
+from omni_pp.partition.loading import load_stage
+from omni_pp.partition.partition import Balance, partition_model, partition_of, refuse_other_cut
 from omni_pp.partition.partitioned_model import PartitionedModel
 
 __all__ = [
+    "Balance",
     "BlockList",
     "Chunk",
     "PartitionedModel",
     "cut_blocks",
     "find_block_lists",
+    "load_stage",
     "measure_block_costs",
     "partition_model",
+    "partition_of",
+    "refuse_other_cut",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -19,7 +18,7 @@ from omni_pp.partition.partitioned_model import PartitionedModel
 Balance = Literal["count", "cost"] | Sequence[float]
 """By what blocks are shared out: their number, the sizes of their matrices, or given costs."""
 
-_cut: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_CUT = "_omni_partition"
 
 
 def partition_model(
@@ -27,7 +26,7 @@ def partition_model(
     stages: int,
     *,
     stage: int,
-    virtual: int = 1,
+    virtual_stages: int = 1,
     points: Sequence[int] | None = None,
     balance: Balance = "cost",
     block_lists: Sequence[str] = (),
@@ -43,7 +42,7 @@ def partition_model(
         model: A transformer, whole and unmodified; its weights may be on the meta device.
         stages: How many stages there are.
         stage: Which of them to keep.
-        virtual: Chunks per stage: chunk c is on stage ``c % stages``.
+        virtual_stages: Chunks per stage: chunk c is on stage ``c % stages``.
         points: Where to cut, as indices in the row of all blocks: a chunk begins at each. One less
             than there are chunks; default: by ``balance``.
         balance: ``"count"``; ``"cost"``, the sizes of the matrices of each block (the quadratic
@@ -55,18 +54,14 @@ def partition_model(
     Raises:
         ParallelConfigError: It cannot be cut, or not so. Nothing was changed.
     """
-    _check_stages(stages, stage, virtual)
-    if model in _cut:
+    _check_stages(stages, stage, virtual_stages)
+    if partition_of(model) is not None:
         msg = f"this {type(model).__name__} is cut into stages already; restore it first"
         raise ParallelConfigError(msg)
     lists = find_block_lists(model, block_lists)
     table = BlockTable(model, lists)
-    _check_count(model, len(table), stages, virtual)
-    parts = stages * virtual
-    if points is None:
-        boundaries = cut_blocks(_costs(table, balance), parts)
-    else:
-        boundaries = _given_cut(points, parts, len(table))
+    _check_count(model, len(table), stages, virtual_stages)
+    boundaries = _boundaries(table, stages * virtual_stages, points, balance)
     sizes = [after - before for before, after in pairwise(boundaries)]
     owners = [chunk % stages for chunk, size in enumerate(sizes) for _ in range(size)]
     refuse_ties(table, owners, boundaries[1:-1])
@@ -78,14 +73,60 @@ def partition_model(
         stages=stages,
         stage=stage,
         release=release,
-        on_restore=lambda: _cut.discard(model),
+        on_restore=lambda: model.__dict__.pop(_CUT, None),
     )
-    _cut.add(model)
+    # Not in a table of ours: it holds the model, which would never be freed.
+    model.__dict__[_CUT] = cut
     return cut
 
 
-def _check_stages(stages: int, stage: int, virtual: int) -> None:
-    for name, number in (("stages", stages), ("virtual", virtual)):
+def partition_of(model: nn.Module) -> PartitionedModel | None:
+    """How a model is cut now; ``None`` if it is whole."""
+    found: PartitionedModel | None = model.__dict__.get(_CUT)
+    return found
+
+
+def refuse_other_cut(
+    part: PartitionedModel,
+    *,
+    virtual_stages: int = 1,
+    points: Sequence[int] | None = None,
+    balance: Balance = "cost",
+    block_lists: Sequence[str] = (),
+) -> None:
+    """Refuse to have a model cut in another way than it is.
+
+    Args:
+        part: How it is cut.
+        virtual_stages: As of `partition_model`; where all are the default, any cut is right.
+        points: Likewise.
+        balance: Likewise.
+        block_lists: Likewise.
+
+    Raises:
+        ParallelConfigError: It would be cut elsewhere.
+    """
+    if (virtual_stages, points, balance, tuple(block_lists)) == (1, None, "cost", ()):
+        return
+    name = type(part.model).__name__
+    there = (
+        f"this {name} is cut at {part.boundaries[1:-1]} into {part.stages} stages of "
+        f"{part.virtual} chunks each already"
+    )
+    legal = "legal: the options that it was cut by, or none of them"
+    names = tuple(one.name for one in part.block_lists)
+    if block_lists and tuple(block_lists) != names:
+        msg = f"block_lists={tuple(block_lists)}: {there}, of the lists {names}; {legal}"
+        raise ParallelConfigError(msg)
+    _check_count(part.model, part.boundaries[-1], part.stages, virtual_stages)
+    asked = _boundaries(part.table, part.stages * virtual_stages, points, balance)
+    if asked != part.boundaries:
+        msg = f"{there}, and is asked to be cut at {asked[1:-1]}; {legal}"
+        raise ParallelConfigError(msg)
+
+
+def _check_stages(stages: int, stage: int, virtual_stages: int) -> None:
+    for name, number in (("stages", stages), ("virtual_stages", virtual_stages)):
         if number < 1:
             msg = f"{name}={number}; legal: 1 and more"
             raise ParallelConfigError(msg)
@@ -94,19 +135,29 @@ def _check_stages(stages: int, stage: int, virtual: int) -> None:
         raise ParallelConfigError(msg)
 
 
-def _check_count(model: nn.Module, count: int, stages: int, virtual: int) -> None:
-    if stages * virtual <= count:
+def _check_count(model: nn.Module, count: int, stages: int, virtual_stages: int) -> None:
+    if stages * virtual_stages <= count:
         return
-    most = max(1, count // stages)
-    legal = [f"{count // virtual} stages"] if count >= virtual else []
-    if virtual > 1 and count >= stages:
-        legal.append(f"virtual={most}")
-    chunks = f"{stages} stages of {virtual} chunks" if virtual > 1 else f"{stages} stages"
+    fewer = count // virtual_stages
+    legal = [f"{fewer} {'stage' if fewer == 1 else 'stages'}"] if fewer else []
+    if virtual_stages > 1 and count >= stages:
+        legal.append(f"virtual_stages={count // stages}")
+    chunks = f"{stages} stages"
+    if virtual_stages > 1:
+        chunks += f" of virtual_stages={virtual_stages} chunks each"
     msg = (
         f"{type(model).__name__} has {count} blocks, which cannot be cut into {chunks} with a "
         f"block in each; largest legal: {' or '.join(legal) or f'{count} chunks in all'}"
     )
     raise ParallelConfigError(msg)
+
+
+def _boundaries(
+    table: BlockTable, parts: int, points: Sequence[int] | None, balance: Balance
+) -> tuple[int, ...]:
+    if points is None:
+        return cut_blocks(_costs(table, balance), parts)
+    return _given_cut(points, parts, len(table))
 
 
 def _costs(table: BlockTable, balance: Balance) -> list[float]:

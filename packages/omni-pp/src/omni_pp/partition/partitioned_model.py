@@ -28,6 +28,7 @@ class PartitionedModel:
         boundaries: Of the chunks in the row of all blocks, from 0 to their number.
         block_lists: The lists that make up this row, as they were.
         chunks: Those of this stage, in order of execution.
+        table: Where its blocks are.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PartitionedModel:
         self.model, self.block_lists, self.boundaries = model, block_lists, boundaries
         self.stages, self.stage = stages, stage
         self.virtual = (len(boundaries) - 1) // stages
-        self._table = table
+        self.table = table
         self._on_restore = on_restore
         self.chunks = tuple(
             Chunk(model, table, index, range(boundaries[index], boundaries[index + 1]))
@@ -61,8 +62,8 @@ class PartitionedModel:
     def parameter_bytes(self) -> int:
         """Bytes of parameters that this stage holds now; those on the meta device are not held."""
         held = [*self._shared_parameters()]
-        for index in range(len(self._table)):
-            held += self._table.block(index).parameters()
+        for index in range(len(self.table)):
+            held += self.table.block(index).parameters()
         return byte_size(one for one in held if not one.is_meta)
 
     def promised_bytes(self, stage: int) -> int:
@@ -73,7 +74,7 @@ class PartitionedModel:
     def blocks_of(self, stage: int) -> list[tuple[str, nn.Module]]:
         """The blocks of a stage with their dotted names, also those that were let go here."""
         indices = sorted(self._indices(stage))
-        return [(self._table.name(index), self._table.block(index)) for index in indices]
+        return [(self.table.name(index), self.table.block(index)) for index in indices]
 
     def released(self) -> list[tuple[str, nn.Module]]:
         """The blocks of other stages whose weights are not in memory here, with dotted names."""
@@ -101,8 +102,8 @@ class PartitionedModel:
         refill = Refill(torch.device(device))
         own = self._indices(self.stage)
         seen: dict[int, Tensor] = {}  # alive: the id of a dead one may be given to another
-        for index in range(len(self._table)):
-            block = self._table.block(index)
+        for index in range(len(self.table)):
+            block = self.table.block(index)
             if index not in own:
                 refill.fill(block)
             for _, _, tensor in tensors_of(block):
@@ -112,7 +113,7 @@ class PartitionedModel:
 
     def restore(self) -> None:
         """Put all blocks back in their places; weights let go are on meta, see `materialize`."""
-        self._table.show(range(len(self._table)))
+        self.table.show(range(len(self.table)))
         self._on_restore()
 
     def _stage_of(self, index: int) -> int:
@@ -120,9 +121,9 @@ class PartitionedModel:
         return chunk % self.stages
 
     def _indices(self, stage: int) -> frozenset[int]:
-        return frozenset(i for i in range(len(self._table)) if self._stage_of(i) == stage)
+        return frozenset(i for i in range(len(self.table)) if self._stage_of(i) == stage)
 
     def _shared_parameters(self) -> list[nn.Parameter]:
         """Those outside of all blocks, which every stage holds."""
-        with self._table.installed({}):
+        with self.table.installed({}):
             return list(self.model.parameters())

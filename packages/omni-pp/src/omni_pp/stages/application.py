@@ -25,9 +25,10 @@ from omni_parallel_state.denoising.replaced_calls import (
     watch_scheduler,
 )
 from omni_parallel_state.denoising.requests import agree
-from omni_pp.partition import PartitionedModel, partition_model
+from omni_pp.partition import PartitionedModel, partition_of
 from omni_pp.pp_config import PipelineParallelConfig
 from omni_pp.stages.agreement import agree_on
+from omni_pp.stages.cutting import as_cut, check_caches, cut
 from omni_pp.stages.micro_batches import MicroBatches
 from omni_pp.stages.pipeline_handle import PipelineHandle
 from omni_pp.stages.request_turns import RequestTurns
@@ -50,6 +51,9 @@ def apply_pipeline_parallel(
     are not needed yet (guidance branches), the rows of a batch, and requests that are run together
     (`PipelineHandle.run_together`) fill the pipeline. The result is that of one rank.
 
+    A denoiser that is cut already, as `load_stage` and `partition_model` leave it, stays as it is
+    cut, now and when the handle is removed.
+
     Args:
         pipeline: A pipeline of diffusers, or a denoiser alone.
         config: How it is cut; default: at equal cost.
@@ -60,8 +64,8 @@ def apply_pipeline_parallel(
 
     Raises:
         ParallelConfigError: The pipeline has no denoiser that is known, its blocks cannot be
-            found or cut so, it keeps features from step to step, it is cut already, or another
-            strategy has taken over its calls.
+            found or cut so, it keeps features from step to step, it is cut already in another
+            way, or another strategy has taken over its calls.
         RankMismatchError: The ranks were given different configurations.
         RuntimeError: No state was given and none is current.
     """
@@ -98,6 +102,7 @@ def apply_stages(
                 "stages stand below it; legal: apply the stages first, then guidance over ranks"
             )
             raise ParallelConfigError(msg)
+    config = as_cut(denoisers, state.pp, config)
     applied = Applied(pipeline, state.pp, config, batches)
     if state.pp.world_size > 1:  # one rank: the identity, at no cost
         try:
@@ -143,14 +148,21 @@ class Applied:
         self._link = StageLink(group)
         self.turns = RequestTurns(group, config, self._link, batches)
         self.partitions: dict[str, PartitionedModel] = {}
+        self._cut_here: list[PartitionedModel] = []
 
     def apply(self, denoisers: Mapping[str, nn.Module]) -> None:
         """Cut the denoisers, and have their calls and the pipeline's go through the stages."""
-        agree_on(self._group, self._config)
+        there = {name: partition_of(module) for name, module in denoisers.items()}
+        cuts = {name: part.boundaries for name, part in there.items() if part is not None}
+        agree_on(self._group, (self._config, cuts) if cuts else self._config)
         for name, module in denoisers.items():
-            _check_caches(name, module)
+            check_caches(name, module)
         for name, module in denoisers.items():
-            self.partitions[name] = _partition(module, self._group, self._config)
+            part = there[name]
+            if part is None:
+                part = cut(module, self._group, self._config)
+                self._cut_here.append(part)
+            self.partitions[name] = part
             self._stage(name, module)
         if isinstance(self._pipeline, nn.Module):
             return
@@ -193,27 +205,13 @@ class Applied:
             ParallelError: The group was destroyed meanwhile, so the weights cannot be gathered.
         """
         self.undo()
-        for partition in self.partitions.values():
+        for partition in self._cut_here:
             for owner, tensor in partition.materialize(self._group.device):
                 with torch.no_grad():
                     self._group.broadcast(tensor, src=owner)
             partition.restore()
+        self._cut_here.clear()
         self.partitions.clear()
-
-
-def _partition(
-    module: nn.Module, group: GroupCoordinator, config: PipelineParallelConfig
-) -> PartitionedModel:
-    return partition_model(
-        module,
-        group.world_size,
-        stage=group.rank_in_group,
-        virtual=config.virtual_stages,
-        points=config.points or None,
-        balance=config.balance,
-        block_lists=config.block_lists,
-        release=config.release,
-    )
 
 
 def find_denoisers(pipeline: Any, config: PipelineParallelConfig) -> dict[str, nn.Module]:
@@ -238,20 +236,6 @@ def find_denoisers(pipeline: Any, config: PipelineParallelConfig) -> dict[str, n
         )
         raise ParallelConfigError(msg)
     return modules
-
-
-def _check_caches(name: str, module: nn.Module) -> None:
-    """Refuse caches of features, which decide from their input which blocks to leave out."""
-    for where, part in module.named_modules():
-        registry = getattr(part, "_diffusers_hook", None)
-        for hook in getattr(registry, "hooks", {}).values():
-            if getattr(hook, "_is_stateful", False):
-                msg = (
-                    f"{name} caches features ({type(hook).__name__} on {where or 'the model'}): "
-                    "stages would decide apart which blocks to leave out; call disable_cache() "
-                    "first"
-                )
-                raise ParallelConfigError(msg)
 
 
 def _check_denoisers(pipeline: Any, modules: Mapping[str, Callable[[], nn.Module | None]]) -> None:

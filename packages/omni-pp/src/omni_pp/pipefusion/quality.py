@@ -38,28 +38,30 @@ def difference(found: Tensor, exact: Tensor, peak: float = 1.0) -> Difference:
 
 
 MEASURED: dict[tuple[int, int], dict[int, float]] = {
-    (2, 1): {4: 39.1, 6: 41.6, 10: 44.5, 20: 50.1, 50: 57.6},
-    (2, 2): {4: 41.6, 6: 42.5, 10: 45.5, 20: 50.6, 50: 57.9},
-    (2, 3): {4: 46.0, 6: 44.9, 10: 46.4, 20: 50.8, 50: 58.1},
-    (2, 4): {6: 47.4, 10: 47.8, 20: 51.2, 50: 58.1},
-    (4, 1): {4: 36.7, 6: 38.2, 10: 42.3, 20: 48.1, 50: 55.7},
-    (4, 2): {4: 38.4, 6: 40.1, 10: 43.9, 20: 48.8, 50: 56.1},
-    (4, 3): {4: 41.8, 6: 41.7, 10: 44.0, 20: 49.4, 50: 56.3},
-    (4, 4): {6: 43.7, 10: 44.9, 20: 49.1, 50: 56.5},
-    (8, 1): {4: 35.4, 6: 36.6, 10: 40.3, 20: 45.6, 50: 53.0},
-    (8, 2): {4: 36.6, 6: 38.1, 10: 41.2, 20: 46.1, 50: 53.4},
-    (8, 3): {4: 40.3, 6: 39.4, 10: 41.3, 20: 46.4, 50: 53.5},
-    (8, 4): {6: 41.4, 10: 41.9, 20: 46.2, 50: 53.5},
+    (2, 1): {4: 33.8, 6: 37.8, 8: 41.6, 10: 43.2, 20: 47.4, 50: 54.7},
+    (2, 2): {4: 36.5, 6: 39.7, 8: 42.0, 10: 43.0, 20: 46.4, 50: 54.5},
+    (2, 3): {4: 39.3, 6: 39.9, 8: 41.6, 10: 43.1, 20: 47.9, 50: 54.3},
+    (2, 4): {6: 41.6, 8: 41.8, 10: 43.0, 20: 48.3, 50: 54.1},
+    (4, 1): {4: 31.9, 6: 33.2, 8: 34.4, 10: 37.4, 20: 43.9, 50: 51.6},
+    (4, 2): {4: 35.5, 6: 38.1, 8: 40.2, 10: 40.8, 20: 43.8, 50: 51.5},
+    (4, 3): {4: 39.2, 6: 39.1, 8: 40.5, 10: 41.7, 20: 45.4, 50: 51.5},
+    (4, 4): {6: 41.0, 8: 41.1, 10: 42.1, 20: 47.0, 50: 51.7},
+    (8, 1): {4: 28.8, 6: 30.2, 8: 31.1, 10: 33.4, 20: 39.5, 50: 48.7},
+    (8, 2): {4: 32.7, 6: 35.3, 8: 37.1, 10: 35.8, 20: 36.0, 50: 48.3},
+    (8, 3): {4: 36.7, 6: 36.4, 8: 37.3, 10: 38.5, 20: 40.2, 50: 47.9},
+    (8, 4): {6: 39.2, 8: 38.3, 10: 38.9, 20: 43.6, 50: 47.8},
 }
 """By patches and exact steps, then by steps in all: PSNR in dB against the exact picture.
 
-The mean of four prompts at 128 x 128 pixels (64 image tokens), guidance 3.0, of the trained model
-that omni-parallel ships. The largest difference of an element was 0.39 of the range at 4 steps,
-0.30 at 6, 0.23 at 10, 0.13 at 20 and 0.05 at 50. Another model may differ: compare its pictures by
-`difference`."""
+Of the picture that strays farthest of twelve, at 128 x 128 pixels (64 image tokens), guidance 3.0,
+of the trained model that omni-parallel ships: see ``tools/pipefusion_report.py`` of the repository,
+whose report this is. Another model may differ: compare its pictures by `difference`."""
 
-GOOD_ENOUGH = 40.0
-"""PSNR in dB below which settings are refused."""
+GOOD_ENOUGH = 35.0
+"""PSNR in dB below which settings are refused.
+
+By looking at the report's pictures beside the exact ones: up to 32 dB shapes are bent, and up to 35
+colours and edges are seen to be others; above that no difference was seen."""
 
 
 def fewest_steps(config: PipeFusionConfig) -> int:
@@ -92,8 +94,9 @@ def check_steps(config: PipeFusionConfig, arguments: Mapping[str, Any]) -> None:
     if steps < fewest:
         msg = (
             f"{steps} steps, {config.warmup_steps} of them exact, with patches={config.patches} "
-            f"give a picture that strays too far from the exact one; legal: {fewest} steps and "
-            f"more, warmup_steps={steps} (all exact), or force=True"
+            f"give pictures that visibly stray from the exact ones (below {GOOD_ENOUGH:g} dB of "
+            f"PSNR); legal: {fewest} steps and more, warmup_steps={steps} (all exact), or "
+            "force=True"
         )
         raise ParallelConfigError(msg)
 

@@ -2,8 +2,8 @@
 
 For each patch the model is called with the whole image. In its attention, keys and values of the
 tokens of other patches are exchanged for those that PipeFusion says: what an earlier patch had in
-this step, or what a later one had in the step before; and the text's, but for its first token, for
-those that the first patch had. Only the tokens of the patch itself are
+this step, or what a later one had in the step before; and the text's for those that the first patch
+had. Only the tokens of the patch itself are
 right in that call, and only these are taken out of it.
 """
 
@@ -115,7 +115,7 @@ class StaleReference:
             for fresh, old in zip((key, value), stale[index], strict=True):
                 old[:, :, start:stop] = fresh[:, :, start:stop]
                 words = 0 if self.text_first else self.tokens
-                count = text if self.own[0] == 0 else min(text, 1)
+                count = text if self.own[0] == 0 else 0
                 old[:, :, words : words + count] = fresh[:, :, words : words + count]
                 fresh.copy_(old)
 

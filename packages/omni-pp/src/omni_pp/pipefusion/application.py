@@ -17,10 +17,12 @@ from omni_parallel_state import Handle, ParallelState, get_parallel_state
 from omni_parallel_state.denoising.replaced_calls import call_below, give_call
 from omni_pp.partition import PartitionedModel, find_block_lists
 from omni_pp.pipefusion.attention_site import take_over
+from omni_pp.pipefusion.computed_once import modules_named
 from omni_pp.pipefusion.known_plans import KNOWN_PLANS
 from omni_pp.pipefusion.patch_batches import PatchBatches
 from omni_pp.pipefusion.patch_plan import PatchPlan
-from omni_pp.pipefusion.patched_denoiser import PatchedDenoiser, modules_named, sites_of
+from omni_pp.pipefusion.patched_denoiser import PatchedDenoiser, sites_of
+from omni_pp.pipefusion.patchwise import real_output
 from omni_pp.pipefusion.pipefusion_config import PipeFusionConfig
 from omni_pp.pipefusion.quality import check_steps
 from omni_pp.pipefusion.request_clock import RequestClock
@@ -132,14 +134,16 @@ def fuse(
             patched.install()
             batches.denoisers[name] = patched
         undo.append(clock.watch(pipeline.scheduler))
-        undo.append(_watch_pipeline(pipeline, config, clock))
+        undo.append(_watch_pipeline(pipeline, config, clock, batches))
     except BaseException:
         remove()
         raise
     return PipeFusionHandle(remove, batches, partitions)
 
 
-def _watch_pipeline(pipeline: Any, config: PipeFusionConfig, clock: RequestClock) -> Undo:
+def _watch_pipeline(
+    pipeline: Any, config: PipeFusionConfig, clock: RequestClock, batches: PatchBatches
+) -> Undo:
     weak, below, scheduler = ref(pipeline), call_below(pipeline), ref(pipeline.scheduler)
     parameters = list(inspect.signature(type(pipeline).__call__).parameters.values())[1:]
 
@@ -154,7 +158,9 @@ def _watch_pipeline(pipeline: Any, config: PipeFusionConfig, clock: RequestClock
         given = dict(zip(defaults, args, strict=False)) | kwargs
         check_steps(config, defaults | given)
         clock.begin()
-        return below(*args, **kwargs)
+        output = real_output(below(*args, **kwargs))
+        batches.ledger.settle()
+        return output
 
     return give_call(pipeline, call)
 
@@ -205,5 +211,4 @@ def check_model(model: nn.Module, plan: PatchPlan) -> None:
         for key, block in model.get_submodule(found.name).named_children():
             for site, _ in sites_of(plan, f"{found.name}.{key}", block):
                 take_over(model.get_submodule(site), None, site)
-    for pattern in (plan.head, *plan.once):
-        modules_named(model, pattern)
+    modules_named(model, plan.head)

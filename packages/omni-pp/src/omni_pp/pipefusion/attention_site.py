@@ -132,7 +132,7 @@ class AttentionSite:
         before = self._order == "text first"
         image = kept.narrow(dim, (words if before else 0) + view.start, view.length)
         image.copy_(fresh.narrow(dim, text if before else 0, view.length))
-        if text:
+        if view.is_first and text:
             there = kept.narrow(dim, 0 if before else tokens, text)
             there.copy_(fresh.narrow(dim, 0 if before else view.length, text))
 

@@ -6,12 +6,23 @@ patch goes in at the first block and comes out at the head.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omni_pp.pipefusion.patch_plan import Count, Cut, PatchPlan, Text, Tokens
 
 _TOKENS = Cut(1, ndim=3)
 _TEXT = Text(1)
 _PACKED = Tokens("hidden_states")
 _IP = "an IP-Adapter's further attention was not looked at"
+
+_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+_CROSS = ("attn2.to_k", "attn2.to_v", "attn2.to_kv", "attn2.norm_k")
+
+
+def _in(blocks: str, *names: str) -> tuple[str, ...]:
+    """Modules of these names in each block of a list."""
+    return tuple(f"{blocks}.*.{name}" for name in names)
+
 
 FLUX = PatchPlan(
     tokens=_PACKED,
@@ -25,8 +36,26 @@ FLUX = PatchPlan(
         "transformer_blocks": {"attn": "text first"},
         "single_transformer_blocks": {"attn": "text first"},
     },
+    once=(
+        "time_text_embed",
+        *_in("transformer_blocks", "norm1.linear", "norm1_context.linear"),
+        *_in("single_transformer_blocks", "norm.linear"),
+        "norm_out.linear",
+    ),
+    words=("context_embedder", *_in("transformer_blocks", *_WORDS, "ff_context")),
 )
-"""Also of Flux 2, whose single blocks take text and image in one sequence."""
+
+FLUX_2 = replace(
+    FLUX,
+    once=(
+        "time_guidance_embed",
+        "double_stream_modulation_img",
+        "double_stream_modulation_txt",
+        "single_stream_modulation",
+        "norm_out.linear",
+    ),
+)
+"""Its single blocks take text and image in one sequence."""
 
 QWEN_IMAGE = PatchPlan(
     tokens=_PACKED,
@@ -39,6 +68,15 @@ QWEN_IMAGE = PatchPlan(
     },
     attentions={"transformer_blocks": {"attn": "text first"}},
     keys_are_valid=True,
+    once=(
+        "time_text_embed",
+        "txt_norm",
+        "txt_in",
+        "pos_embed",
+        *_in("transformer_blocks", "img_mod", "txt_mod"),
+        "norm_out.linear",
+    ),
+    words=_in("transformer_blocks", *_WORDS, "txt_mlp"),
 )
 
 WAN = PatchPlan(
@@ -47,12 +85,26 @@ WAN = PatchPlan(
     first={"hidden_states": _TOKENS},
     blocks={"rotary_emb": Cut(1, ndim=4)},
     attentions={"blocks": {"attn1": "image"}},
+    once=(
+        "rope",
+        "condition_embedder.text_embedder",
+        "condition_embedder.image_embedder",
+        *_in("blocks", *_CROSS, "attn2.add_k_proj", "attn2.add_v_proj", "attn2.norm_added_k"),
+    ),
+    once_in_a_step=("condition_embedder.time_embedder", "condition_embedder.time_proj"),
 )
 
 SD3 = PatchPlan(
     tokens=Tokens("hidden_states", (2, 3), ("patch_size",) * 2),
     first={"hidden_states": _TOKENS, "encoder_hidden_states": _TEXT},
     attentions={"transformer_blocks": {"attn": "text last", "attn2?": "image"}},
+    once=(
+        "time_text_embed",
+        "context_embedder",
+        *_in("transformer_blocks", "norm1.linear", "norm1_context.linear"),
+        "norm_out.linear",
+    ),
+    words=_in("transformer_blocks", *_WORDS, "ff_context"),
 )
 
 HUNYUAN_VIDEO = PatchPlan(
@@ -63,7 +115,15 @@ HUNYUAN_VIDEO = PatchPlan(
         "transformer_blocks": {"attn": "text last"},
         "single_transformer_blocks": {"attn": "text last"},
     },
-    once=("context_embedder",),
+    once=(
+        "context_embedder",
+        "time_text_embed",
+        "rope",
+        *_in("transformer_blocks", "norm1.linear", "norm1_context.linear"),
+        *_in("single_transformer_blocks", "norm.linear"),
+        "norm_out.linear",
+    ),
+    words=_in("transformer_blocks", *_WORDS, "ff_context"),
 )
 
 LTX = PatchPlan(
@@ -71,6 +131,8 @@ LTX = PatchPlan(
     call={"hidden_states": _TOKENS, "timestep": Cut(1, ndim=2)},
     blocks={"image_rotary_emb": Cut(1)},
     attentions={"transformer_blocks": {"attn1": "image"}},
+    once=("rope", "caption_projection", *_in("transformer_blocks", *_CROSS)),
+    once_in_a_step=("time_embed",),
 )
 
 COGVIDEOX = PatchPlan(
@@ -78,12 +140,19 @@ COGVIDEOX = PatchPlan(
     first={"hidden_states": _TOKENS, "encoder_hidden_states": _TEXT},
     blocks={"image_rotary_emb": Cut(0)},
     attentions={"transformer_blocks": {"attn1": "text first"}},
+    once=(
+        "time_embedding",
+        "patch_embed.text_proj",
+        *_in("transformer_blocks", "norm1.linear", "norm2.linear"),
+        "norm_out.linear",
+    ),
 )
 
 PIXART = PatchPlan(
     tokens=Tokens("hidden_states", (2, 3), ("patch_size",) * 2),
     first={"hidden_states": _TOKENS},
     attentions={"transformer_blocks": {"attn1": "image"}},
+    once=("adaln_single", "caption_projection", *_in("transformer_blocks", *_CROSS)),
     refused={"attention_mask": "it is a mask of the image tokens, which PixArt fits to each patch"},
 )
 
@@ -94,7 +163,14 @@ Z_IMAGE = PatchPlan(
     attentions={"layers": {"attention": "text last"}},
     head="all_final_layer.*",
     head_order="text last",
-    once=("noise_refiner.*", "context_refiner.*"),
+    once=(
+        "noise_refiner.*",
+        "context_refiner.*",
+        "t_embedder",
+        "cap_embedder",
+        *_in("layers", "adaLN_modulation"),
+    ),
+    is_local=False,  # the noise refiner attends to the whole image
     refused={
         "siglip_feats": "with several images the text comes first, which is not known here",
         "image_noise_mask": "with several images the text comes first, which is not known here",
@@ -103,7 +179,7 @@ Z_IMAGE = PatchPlan(
 
 KNOWN_PLANS: dict[str, PatchPlan] = {
     "CogVideoXTransformer3DModel": COGVIDEOX,
-    "Flux2Transformer2DModel": FLUX,
+    "Flux2Transformer2DModel": FLUX_2,
     "FluxTransformer2DModel": FLUX,
     "HunyuanVideoTransformer3DModel": HUNYUAN_VIDEO,
     "LTXVideoTransformer3DModel": LTX,

@@ -9,10 +9,14 @@ from typing import Any
 
 from omni_group_coordinator import ParallelConfigError, split_sizes
 from omni_pp.pipefusion.kv_cache import KeyValueCache
+from omni_pp.pipefusion.patch_results import hand_out
+from omni_pp.pipefusion.patch_values import Ledger
 from omni_pp.pipefusion.patch_view import PatchedCall, PatchView
 from omni_pp.pipefusion.patched_denoiser import PatchedDenoiser
+from omni_pp.pipefusion.patchwise import PatchwiseTensor, real_all, values_of
 from omni_pp.pipefusion.pipefusion_config import PipeFusionConfig
 from omni_pp.pipefusion.request_clock import RequestClock
+from omni_pp.pipefusion.token_layout import TokenLayout
 from omni_pp.stages.micro_batches import Division, MicroBatches
 from omni_pp.stages.staged_denoiser import Piece, StagedDenoiser
 
@@ -30,6 +34,7 @@ class PatchBatches(MicroBatches):
 
     Attributes:
         denoisers: Those that are cut, by name.
+        ledger: What is still to be computed of results.
     """
 
     def __init__(self, config: PipeFusionConfig, clock: RequestClock) -> None:
@@ -38,6 +43,7 @@ class PatchBatches(MicroBatches):
         self._clock = clock
         self._caches: dict[tuple[str, int], KeyValueCache] = {}
         self._request = -1
+        self.ledger = Ledger()
         self.denoisers: dict[str, PatchedDenoiser] = {}
 
     @property
@@ -48,6 +54,7 @@ class PatchBatches(MicroBatches):
     def drop(self) -> None:
         """Give up all keys and values."""
         self._caches.clear()
+        self.ledger.settle()
 
     def cut(
         self, denoiser: StagedDenoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -70,14 +77,43 @@ class PatchBatches(MicroBatches):
         if self._config.patches == 1:
             return division
         cache = self._cache(denoiser.name, whole.stream)
-        call = PatchedCall(tokens, cache)
         if cache.steps < self._config.warmup_steps:
             cache.steps += 1
+            whole.args, whole.kwargs = real_all(args), real_all(dict(kwargs))
+            call = PatchedCall(tokens, cache)
             whole.around = partial(patched.around, PatchView(call, 0, tokens))
             return division
-        bounds = [0, *accumulate(split_sizes(tokens, self._config.patches))]
-        pieces = [self._patch(whole, patched, PatchView(call, *span)) for span in pairwise(bounds)]
-        return Division(whole, pieces, [], None, known=True)
+        bounds = (0, *accumulate(split_sizes(tokens, self._config.patches)))
+        layout = patched.layout(args, kwargs, self.likes.get(whole.stream), bounds)
+        whole.args, whole.kwargs = self._arriving(patched, layout, args, kwargs)
+        call = PatchedCall(tokens, cache, layout)
+        views = [PatchView(call, *span, i) for i, span in enumerate(pairwise(bounds))]
+        division = Division(
+            whole, [self._patch(whole, patched, view) for view in views], [], None, known=True
+        )
+        if layout is not None:
+            plain = self.likes[whole.stream]
+            division.hand_out = partial(hand_out, self.ledger, layout, plain, division.pieces)
+        return division
+
+    @staticmethod
+    def _arriving(
+        patched: PatchedDenoiser,
+        layout: TokenLayout | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a call, of which what is denoised may still arrive patch by patch."""
+        if layout is None:
+            return real_all(args), real_all(dict(kwargs))
+        denoised = patched.named(args, kwargs).get(patched.plan.tokens.argument)
+        values = values_of(denoised) if isinstance(denoised, PatchwiseTensor) else None
+        if values is None or values.layout != layout:
+            return real_all(args), real_all(dict(kwargs))
+        return (
+            tuple(one if one is denoised else real_all(one) for one in args),
+            {name: one if one is denoised else real_all(one) for name, one in kwargs.items()},
+        )
 
     @staticmethod
     def _patch(whole: Piece, patched: PatchedDenoiser, view: PatchView) -> Piece:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from omni_group_coordinator import ParallelConfigError
+from omni_pp.pipefusion.token_layout import TokenLayout
 
 Order = Literal["image", "text first", "text last"]
 """What a sequence holds: image tokens alone, or text beside them."""
@@ -94,6 +95,24 @@ class Tokens:
             total *= -(-value.shape[dim] // size)
         return -(-total // self.multiple) * self.multiple
 
+    def layout(
+        self, arguments: Mapping[str, Any], config: Any, bounds: tuple[int, ...]
+    ) -> TokenLayout | None:
+        """Where the tokens lie in the argument; ``None`` if not each of them has its own place.
+
+        Args:
+            arguments: Of the call, by name.
+            config: Of the model.
+            bounds: Tokens at which patches begin, and their number at the end.
+        """
+        value = arguments.get(self.argument)
+        if not isinstance(value, Tensor):
+            return None
+        sizes = tuple(self._size(i, arguments, config) for i in range(len(self.dims)))
+        lengths = tuple(value.shape[dim] for dim in self.dims)
+        found = TokenLayout(self.dims, lengths, sizes, bounds)
+        return found if found.fits(value.shape) else None
+
     def _size(self, index: int, arguments: Mapping[str, Any], config: Any) -> int:
         name = self.sizes[index] if self.sizes else None
         if name is None:
@@ -128,7 +147,16 @@ class PatchPlan:
     keys_are_valid: bool = False
     """Blocks make a mask of their own, of as many keys as they have, which hides no image token."""
     once: tuple[str, ...] = ()
-    """Modules before the blocks which cost much, and are given the same for each patch of a call:
-    for the later ones they are not computed again."""
+    """Modules that are given the same for each patch of a call, such as those of the timestep and
+    keys of the text: for the later ones they are not computed again. ``list.*``: the ones in a
+    list; ``list.*.name``: those of this name in each of these. A model may lack some."""
+    once_in_a_step: tuple[str, ...] = ()
+    """As ``once``, unless there is a timestep for each token."""
+    words: tuple[str, ...] = ()
+    """As ``once``, of modules that are given nothing but text, `CARRIED_TEXT` with later patches:
+    these are given what the first one's are."""
+    is_local: bool = True
+    """Before the blocks and after the head no token looks at others, so a patch can go in before
+    the others are known."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Arguments of the model that cannot be given, and why."""

@@ -19,6 +19,8 @@ from omni_pp.pipefusion.patch_plan import (
     Parts,
     Text,
 )
+from omni_pp.pipefusion.patchwise import PatchwiseTensor, real_of, values_of
+from omni_pp.pipefusion.token_layout import TokenLayout
 
 
 class PatchedCall:
@@ -27,15 +29,23 @@ class PatchedCall:
     Attributes:
         tokens: Image tokens of the whole.
         cache: Keys and values of the step before.
+        layout: How tokens lie in what is denoised and in the result, of which a patch is enough;
+            ``None``: both are needed whole.
         heads: What the head gave for each patch so far.
+        cut: Names of the model's arguments of which each patch has its own part.
         computed: By module: its outputs of the first patch, in order.
         masks: By name of the attention: the mask of all keys, of the first patch.
     """
 
-    def __init__(self, tokens: int, cache: KeyValueCache) -> None:
+    def __init__(
+        self, tokens: int, cache: KeyValueCache, layout: TokenLayout | None = None
+    ) -> None:
         self.tokens = tokens
         self.cache = cache
+        self.layout = layout
         self.heads: list[Tensor] = []
+        self.image: Tensor | None = None
+        self.cut: set[str] = set()
         self.computed: dict[tuple[int, str], list[Any]] = {}
         self.masks: dict[str, Tensor] = {}
 
@@ -47,15 +57,16 @@ class PatchView:
         call: The call.
         start: First image token.
         stop: One past the last image token.
+        index: Which patch it is.
 
     Attributes:
-        call, start, stop: As given.
+        call, start, stop, index: As given.
         chunk: Index of the chunk that is under way.
         attended: Names of the attention modules that were called in it.
     """
 
-    def __init__(self, call: PatchedCall, start: int, stop: int) -> None:
-        self.call, self.start, self.stop = call, start, stop
+    def __init__(self, call: PatchedCall, start: int, stop: int, index: int = 0) -> None:
+        self.call, self.start, self.stop, self.index = call, start, stop, index
         self.chunk = 0
         self.attended: set[str] = set()
         self.seen: dict[str, int] = {}
@@ -99,7 +110,7 @@ class PatchView:
         Raises:
             ParallelError: A tensor has another length than that of the whole image.
         """
-        if value is None or self.is_whole:
+        if value is None or self.is_whole or isinstance(value, PatchwiseTensor):
             return value
         if isinstance(value, tuple | list):
             each = parts if isinstance(parts, tuple) else (parts,) * len(value)
@@ -142,16 +153,61 @@ class PatchView:
         """How many of so many text tokens go with this patch."""
         return text if self.is_first else min(text, CARRIED_TEXT)
 
+    def image(self, value: PatchwiseTensor, *, is_read: bool) -> Tensor:
+        """What the model is called with in place of a tensor that arrives patch by patch.
+
+        Args:
+            value: The tensor.
+            is_read: Whether this patch of it matters; otherwise nothing is waited for.
+        """
+        call, index = self.call, self.index
+        values, layout = values_of(value), call.layout
+        if layout is None or values is None:  # somebody has looked at it since
+            real = real_of(value)
+            return real if layout is None or not layout.is_packed else layout.patch(real, index)
+        if layout.is_packed:
+            if is_read:
+                return values.patch(index)
+            shape = layout.patch_shape(value.shape, index)
+            return torch.zeros(shape, dtype=value.dtype, device=value.device)
+        if call.image is None:
+            shape = layout.flat_shape(value.shape)
+            call.image = torch.zeros(shape, dtype=value.dtype, device=value.device)
+        if is_read:
+            layout.patch(call.image, index).copy_(values.patch(index))
+        return layout.whole(call.image)
+
+    def result(self, output: Tensor, order: Order) -> Tensor | None:
+        """What the head gives in place of its output of this patch.
+
+        Returns:
+            ``None``: the forward ends here, for more patches belong to the result.
+        """
+        layout = self.call.layout
+        if layout is None:
+            return self.join_heads(output, order)
+        own = self._own_tokens(output, order)
+        if layout.is_packed:
+            return own
+        if not self.call.heads:
+            shape = (output.shape[0], self.call.tokens, *output.shape[2:])
+            self.call.heads.append(output.new_zeros(shape))
+        (whole,) = self.call.heads
+        whole.narrow(1, self.start, self.length).copy_(own)
+        return whole
+
+    def _own_tokens(self, output: Tensor, order: Order) -> Tensor:
+        text = output.shape[1] - self.length
+        return output.narrow(1, text if order == "text first" else 0, self.length)
+
     def join_heads(self, output: Tensor, order: Order) -> Tensor | None:
         """Keep the head's output of this patch, ``(batch, tokens, channels)``, without text.
 
         Returns:
             That of all image tokens once this is the last patch, else None.
         """
-        text = output.shape[1] - self.length
-        first = text if order == "text first" else 0
         heads = self.call.heads
-        heads.append(output.narrow(1, first, self.length))
+        heads.append(self._own_tokens(output, order))
         return torch.cat(heads, dim=1) if self.is_last else None
 
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
+from omni_parallel_state.denoising.structure import Plain, tensor_specs, tensors_in
 from omni_pp.partition import Chunk, PartitionedModel
 from omni_pp.partition.families import BLOCK_INDEXED_ARGUMENTS
 from omni_pp.pipefusion.attention_site import AttentionSite, Undo, take_over
+from omni_pp.pipefusion.computed_once import (
+    Once,
+    OnceForWords,
+    OnceInAStep,
+    modules_at,
+    modules_named,
+)
 from omni_pp.pipefusion.known_plans import REFUSED_OPTIONS
 from omni_pp.pipefusion.patch_plan import Order, PatchPlan
 from omni_pp.pipefusion.patch_view import PatchView, taken
+from omni_pp.pipefusion.patchwise import PatchwiseTensor
+from omni_pp.pipefusion.token_layout import TokenLayout
+
+_Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class _HeadReachedError(BaseException):
@@ -68,9 +81,18 @@ class PatchedDenoiser:
                 self._undo.append(take_over(where, attention, site))
         for head in modules_named(self._model, self.plan.head):
             self._undo.append(head.register_forward_hook(self._at_head).remove)
-        for pattern in self.plan.once:
-            for module in modules_named(self._model, pattern):
-                self._undo.append(_computed_once(module, lambda: self._view))
+        self._compute_once()
+
+    def _compute_once(self) -> None:
+        plan = self.plan
+        for patterns, kind in ((plan.once, Once), (plan.once_in_a_step, OnceInAStep)):
+            self._replace(patterns, kind)
+        self._replace(plan.words, OnceForWords)
+
+    def _replace(self, patterns: Iterable[str], kind: type[Once]) -> None:
+        for pattern in patterns:
+            for module in modules_at(self._model, pattern):
+                self._undo.append(kind(module, lambda: self._view).undo)
 
     def _hook_block(self, name: str, block: nn.Module, *, is_first: bool) -> None:
         names = positions(block)
@@ -88,7 +110,7 @@ class PatchedDenoiser:
         view = self._view
         if view is None or view.is_whole:
             return None
-        whole = view.join_heads(output, self.plan.head_order)
+        whole = view.result(output, self.plan.head_order)
         if whole is None:
             raise _HeadReachedError(view)
         return whole
@@ -126,6 +148,30 @@ class PatchedDenoiser:
                     raise ParallelConfigError(msg)
         return self.plan.tokens.count(given, getattr(self._model, "config", None))
 
+    def layout(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Plain,
+        bounds: tuple[int, ...],
+    ) -> TokenLayout | None:
+        """How tokens lie in what a call denoises and in its result; ``None``: not alike.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Named ones.
+            result: Everything about its result but the elements; ``None`` if that is not known.
+            bounds: Tokens at which patches begin, and their number at the end.
+        """
+        if result is None or not self.plan.is_local:
+            return None
+        given, config = self.named(args, kwargs), getattr(self._model, "config", None)
+        found = self.plan.tokens.layout(given, config, bounds)
+        shapes = [torch.Size(shape) for shape, _ in tensor_specs(result)]
+        ndim = len(given[self.plan.tokens.argument].shape) if found is not None else 0
+        fits = found is not None and len(shapes) == 1 and found.fits(shapes[0])
+        return found if fits and len(shapes[0]) == ndim else None
+
     def around(
         self, view: PatchView, chunk: Chunk, forward: Callable[..., Any]
     ) -> Callable[..., Any]:
@@ -136,7 +182,12 @@ class PatchedDenoiser:
         self, view: PatchView, chunk: Chunk, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         view.enter(chunk.index)
-        args, kwargs = taken(view, self.plan.call, self._names, (args, kwargs), self.name)
+        given = args, kwargs
+        args, kwargs = taken(view, self.plan.call, self._names, given, self.name)
+        if view.is_first:
+            view.call.cut |= self._changed(given, (args, kwargs))
+        args = tuple(_shown(view, chunk, value) for value in args)
+        kwargs = {name: _shown(view, chunk, value) for name, value in kwargs.items()}
         self._view = view
         try:
             result = forward(*args, **kwargs)
@@ -151,8 +202,20 @@ class PatchedDenoiser:
             raise
         finally:
             self._view = None
+            if view.is_last:
+                view.call.computed.clear()
         self._check(view, chunk)
-        return result
+        layout = view.call.layout
+        if layout is None or result is None:
+            return result
+        (whole,) = tensors_in(result)
+        return whole if layout.is_packed else layout.patch(layout.flat(whole), view.index)
+
+    def _changed(self, old: _Arguments, new: _Arguments) -> set[str]:
+        """Names of the arguments that were cut."""
+        before = dict(zip(self._names, old[0], strict=False)) | dict(old[1])
+        after = dict(zip(self._names, new[0], strict=False)) | dict(new[1])
+        return {name for name, value in after.items() if value is not before[name]}
 
     def _check(self, view: PatchView, chunk: Chunk) -> None:
         missed = sorted(self._sites[chunk.index] - view.attended)
@@ -163,6 +226,13 @@ class PatchedDenoiser:
                 "and apply again"
             )
             raise ParallelError(msg)
+
+
+def _shown(view: PatchView, chunk: Chunk, value: Any) -> Any:
+    """An argument with what has arrived of it; what is denoised is read by the first chunk."""
+    if not isinstance(value, PatchwiseTensor):
+        return value
+    return view.image(value, is_read=chunk.is_first)
 
 
 def positions(module: nn.Module) -> dict[str, int]:
@@ -185,49 +255,6 @@ def sites_of(plan: PatchPlan, name: str, block: nn.Module) -> Iterator[tuple[str
             there = ", ".join(key for key, _ in block.named_children())
             msg = f"{name} has no attention {path!r} for PipeFusion to take over; it has: {there}"
             raise ParallelConfigError(msg)
-
-
-def modules_named(model: nn.Module, pattern: str) -> list[nn.Module]:
-    """The module of a name, or with ``.*`` after it those in the list or dict of that name.
-
-    Raises:
-        ParallelConfigError: There is none.
-    """
-    path = pattern.removesuffix(".*")
-    try:
-        found = model.get_submodule(path)
-    except AttributeError:
-        msg = f"{type(model).__name__} has no {path!r}, which PipeFusion looked for"
-        raise ParallelConfigError(msg) from None
-    return [found] if path == pattern else list(found.children())
-
-
-def _computed_once(module: nn.Module, view_of: Callable[[], PatchView | None]) -> Undo:
-    """Have a module return for later patches of a call what it did for the first one."""
-    below = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        view = view_of()
-        if view is None or view.is_whole:
-            return below(*args, **kwargs)
-        key = view.chunk, str(id(module))
-        index = view.seen.get(key[1], 0)
-        view.seen[key[1]] = index + 1
-        outputs = view.call.computed.setdefault(key, [])
-        if index == len(outputs):
-            outputs.append(below(*args, **kwargs))
-        return outputs[index]
-
-    had = module.__dict__.get("forward")
-    module.forward = forward
-
-    def undo() -> None:
-        if had is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = had
-
-    return undo
 
 
 def _is_given(value: Any) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from omni_group_coordinator import split_sizes
 from omni_parallel_state.denoising.row_results import is_part
 from omni_parallel_state.denoising.rows import RowPlan, call_flags, plan_rows
 from omni_parallel_state.denoising.signature import signature
+from omni_parallel_state.denoising.structure import Plain
 from omni_pp.stages.mask_lengths import MaskLengths
 from omni_pp.stages.staged_denoiser import Piece, StagedDenoiser
 
@@ -26,6 +29,9 @@ class MicroBatches:
     Args:
         limit: The most pieces.
         shared: Names of inputs without rows, beside the known ones.
+
+    Attributes:
+        likes: By the stream of whole calls: everything about their result but the elements.
     """
 
     def __init__(self, limit: int, shared: Collection[str]) -> None:
@@ -34,6 +40,7 @@ class MicroBatches:
         self._verdicts: dict[Hashable, bool] = {}
         self._streams: dict[Hashable, str] = {}
         self._lengths = MaskLengths()
+        self.likes: dict[str, Plain] = {}
 
     def _piece(
         self,
@@ -80,6 +87,17 @@ class MicroBatches:
         return good
 
 
+class Delivery(Protocol):
+    """What brings results."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they arrive."""
+
+    def arrive(self) -> None:
+        """Have all of them arrive that are under way."""
+
+
 class Division:
     """A call and its pieces.
 
@@ -88,7 +106,11 @@ class Division:
         pieces: What it is cut into; the whole alone where it is not.
         known: Whether it is known that calls of this kind may be cut so.
         kind: What has that in common.
+        hand_out: Makes the result of a call whose pieces may arrive when others are used already;
+            ``None``: they are joined.
     """
+
+    hand_out: Callable[[Delivery], Any] | None = None
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class StageLink:
         self._sent: dict[tuple[str, int], Plain] = {}
         self._incoming: dict[tuple[str, int], _Incoming] = {}
         self._sends: list[PendingWork] = []
+        self._older: list[PendingWork] = []
 
     def send(self, stream: str, value: Any, dst: int, status: Tensor | None = None) -> Sent:
         """Start sending a tree; its tensors must not change before `finish`.
@@ -111,8 +112,13 @@ class StageLink:
 
     def finish(self) -> None:
         """Wait for everything that was sent."""
-        sends, self._sends = self._sends, []
-        wait_all(sends)
+        self.finish_older()
+        self.finish_older()
+
+    def finish_older(self) -> None:
+        """Wait for what was sent before the last call of this."""
+        older, self._older, self._sends = self._older, self._sends, []
+        wait_all(older)
 
 
 class Sent:

@@ -15,7 +15,7 @@ from omni_parallel_state.denoising.arguments import writes_elsewhere
 from omni_parallel_state.denoising.deferred import Deferred
 from omni_parallel_state.denoising.row_results import joined
 from omni_parallel_state.denoising.signature import fingerprint, same_inputs, signature
-from omni_parallel_state.denoising.structure import Plain, describe, without_content
+from omni_parallel_state.denoising.structure import describe, without_content
 from omni_parallel_state.denoising.waiting import Waiting, fill, perform, resolve_all
 from omni_pp.stages.failures import Failures
 from omni_pp.stages.micro_batches import Division, MicroBatches
@@ -66,9 +66,9 @@ class StageRounds:
         self._failures = failures
         self._give_way = give_way
         self._calls: list[_Call] = []
+        self._following: list[_Call] = []
         self._operations: list[ref[Waiting]] = []
         self._compared: set[str] = set()
-        self._likes: dict[str, Plain] = {}
         self._busy = False
 
     @property
@@ -87,18 +87,20 @@ class StageRounds:
         self._operations.clear()
         if calls:
             self._receive(calls)
+        self._take(self._following)
+        self._following.clear()
         self._failures.clear()
 
     def settle(self) -> None:
         """The end of a request: everything arrives, and errors are told that waited."""
         self.flush()
+        self.arrive()
+        self._link.finish()
         self._failures.settle()
 
     # -- calls -----------------------------------------------------------------------------
 
-    def call(
-        self, denoiser: StagedDenoiser, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Deferred:
+    def call(self, denoiser: StagedDenoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Start a call of a denoiser.
 
         Returns:
@@ -113,6 +115,9 @@ class StageRounds:
         division = self._batches.cut(denoiser, args, kwargs)
         self._compare(denoiser, division.whole.stream, args, kwargs)
         call = _Call(denoiser, division.whole.stream, division.pieces)
+        if division.hand_out is not None:
+            self._follow(call)
+            return division.hand_out(self)
         if not division.known:
             self._try(call, division)
             result = Deferred(self, call)
@@ -120,7 +125,7 @@ class StageRounds:
             return result
         self._run(call, 0)
         self._calls.append(call)
-        known = self._likes.get(call.kind)
+        known = self._batches.likes.get(call.kind)
         like = None if known is None else partial(without_content, known)
         result = Deferred(self, call, like=like)
         call.result = ref(result)
@@ -137,6 +142,39 @@ class StageRounds:
         self._finish([whole, call])
         if not self._batches.judge(call.denoiser, division):
             call.pieces = whole.pieces
+
+    def _follow(self, call: _Call) -> None:
+        """Run a call whose pieces follow those of the call before, which has arrived by then."""
+        self.flush()
+        for level in range(len(call.denoiser.partition.chunks)):
+            self._run(call, level)
+        earlier, self._following = self._following, [call]
+        self._arrive(earlier)
+
+    def arrive(self) -> None:
+        """Have all pieces arrive of calls that follow each other.
+
+        Raises:
+            ParallelError: A stage failed; on every rank alike.
+        """
+        calls, self._following = self._following, []
+        self._arrive(calls)
+
+    def _arrive(self, calls: list[_Call]) -> None:
+        self._take(calls)
+        self._link.finish_older()
+        try:
+            self._failures.note([piece for call in calls for piece in call.pieces])
+        except BaseException:
+            self._take(self._following)
+            self._following.clear()
+            raise
+
+    @staticmethod
+    def _take(calls: list[_Call]) -> None:
+        for call in calls:
+            for piece in call.pieces:
+                call.denoiser.take_result(piece)
 
     def _check_place(self, denoiser: StagedDenoiser) -> None:
         if torch.compiler.is_compiling():
@@ -233,7 +271,7 @@ class StageRounds:
     def _value(self, call: _Call) -> Any:
         values = [piece.value for piece in call.pieces if not piece.is_partial]
         value = values[0] if len(values) == 1 else joined(values)
-        self._likes[call.kind] = describe(value)
+        self._batches.likes[call.kind] = describe(value)
         return value
 
     def remember(self, operation: Waiting) -> None:

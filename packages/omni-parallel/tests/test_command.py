@@ -13,6 +13,7 @@ from omni_parallel.demo import command
 from omni_parallel.demo.generate import RankReport
 from omni_parallel.demo.launch import RunResult
 from omni_parallel.demo.request import MAX_SIZE
+from omni_parallel.demo.table import VISIBLE
 from omni_parallel.v1 import strategies
 from omni_parallel_state import ParallelLayout
 
@@ -42,14 +43,18 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--layout", ""], ["--layout", "an empty layout", "such as cfg=2,ulysses=2"]),
         (
             ["--layout", "tp=2"],
-            ["--layout", "'tp' is no degree", "legal: cfg, pp, ring, ulysses, hsdp, vae_patch"],
+            [
+                "--layout",
+                "'tp' is no degree",
+                "legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch",
+            ],
         ),
         (["--layout", "cfg=two"], ["--layout", "cfg=two is no number of ranks"]),
         (["--layout", "ring=0"], ["--layout", "nearest legal value is ring=1"]),
         (["--layout", "cfg=2,cfg=2"], ["--layout", "cfg is given twice"]),
         (["--layout", "cfg=3"], ["--layout", "has 2 guidance branches", "legal: 1, 2"]),
         (["--layout", "pp=7"], ["--layout", "has 6 blocks", "legal: 1 to 6"]),
-        (["--layout", "pp=2,hsdp=2"], ["--layout", "legal: pp=2 or hsdp=2, each with any of cfg"]),
+        (["--layout", "pp=2,hsdp=2"], ["--layout", "legal: pp=2, with any of cfg"]),
         (["--layout", "cfg=2,vae_patch=3"], ["--layout", "nearest legal vae_patch: 1, 2"]),
         (["--layout", "ulysses=65"], ["--layout", "65 ranks", "nearest: ulysses=64"]),
         (
@@ -59,6 +64,14 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--layout", "ring=3,ulysses=3", "--size", "32x64"],
             ["9 ranks cannot share a picture", "has 8 tokens", "up to 8 ranks"],
+        ),
+        (
+            ["--layout", "pipefusion=2,cfg=2"],
+            ["--layout", "pipefusion and cfg do not go together"],
+        ),
+        (
+            ["--layout", "pipefusion=3", "--size", "32x16"],
+            ["3 ranks cannot share a picture of 32 x 16 pixels, which has 2 tokens"],
         ),
         (["--steps", "0"], ["--steps", "1<=x"]),
         (["--seed", "-1"], ["--seed"]),
@@ -100,6 +113,7 @@ def test_bad_input_is_refused_before_a_rank_starts(options: list[str], parts: li
         ("vae_patch=2", "omni-vae-patch"),
         ("hsdp=2", "omni-hsdp"),
         ("pp=2", "omni-pp"),
+        ("pipefusion=2", "omni-pp"),
         ("cfg=1", None),
     ],
 )
@@ -153,6 +167,30 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
 
 
 @pytest.mark.parametrize(
+    ("error", "status", "psnr"),
+    [(0.0, 0, "inf"), (0.4, 0, "36.8"), (0.6, 1, "33.3"), (float("nan"), 1, "nan")],
+)
+def test_an_approximation_is_called_one_and_fails_the_command_where_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, status: int, psnr: str
+) -> None:
+    monkeypatch.setattr(command, "launch", fake_launch(error))
+    monkeypatch.setattr(command, "load_strategy", lambda name: None)
+    options = ["--layout", "pipefusion=2", "--out", str(tmp_path / "sheet.png")]
+    result = run("--prompt", "a red circle", "--size", "32", *options)
+    assert result.exit_code == status, result.output
+    said = " ".join(result.output.split())
+    verdict = "DIFFERENT PICTURES" if status else "similar pictures, not the same"
+    assert f"{verdict}, for PipeFusion approximates: PSNR {psnr} dB in the picture" in said
+    assert "same pictures" not in said.replace(verdict, "")
+    assert f"largest difference {error:.1e}" in said
+
+
+def test_a_difference_is_seen_where_omni_pp_says_so() -> None:
+    quality = pytest.importorskip("omni_pp.pipefusion.quality")
+    assert VISIBLE == quality.GOOD_ENOUGH
+
+
+@pytest.mark.parametrize(
     ("options", "ranks", "names"),
     [
         (["--ranks", "3"], 3, ["ulysses=3"]),
@@ -161,6 +199,7 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
         (["--layout", "vae_patch=2"], 2, ["vae_patch=2"]),
         (["--layout", "hsdp=2,ulysses=2"], 2, ["ulysses=2", "hsdp=2"]),
         (["--layout", "pp=2,cfg=2"], 4, ["cfg=2", "pp=2"]),
+        (["--layout", "pipefusion=3,vae_patch=3"], 3, ["pipefusion=3", "vae_patch=3"]),
         (["--layout", "vae_patch=4,cfg=2,ring=2"], 4, ["cfg=2", "ring=2", "vae_patch=4"]),
         # 16 ranks and 8 tokens, which the 8 ranks of each branch share
         (
@@ -187,7 +226,7 @@ def test_the_layout_is_named_in_the_table_and_on_the_sheet(
     assert all(name in result.output for name in names)
     assert f"{ranks}.00 x" in result.output
     table = [line for line in result.output.splitlines() if line[:1] in {"┃", "│"}]
-    assert "sent / step" in table[0]
+    assert "sent/step" in table[0]
     assert all(len(line) <= 80 for line in table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omni_parallel.demo.launch import launch
-from omni_parallel.demo.layouts import layout_name
+from omni_parallel.demo.layouts import FusedLayout, layout_name
 from omni_parallel.demo.request import PROMPTS, DemoRequest
 from omni_parallel.demo.table import TOLERANCE
 from omni_parallel_state import ParallelLayout
@@ -88,6 +88,21 @@ def test_pictures_of_several_ranks_are_those_of_one_process(
     assert (run.weight_bytes < 0.8 * single.weight_bytes) == shared
     assert 0 < run.peak_bytes < 10**11
     assert max(steps, default=0) <= request_.steps
+
+
+@pytest.mark.parametrize(("stages", "steps", "vae"), [(2, 6, 1), (3, 20, 1), (2, 6, 2)])
+def test_pipefusion_draws_nearly_the_pictures_of_one_process(
+    stages: int, steps: int, vae: int
+) -> None:
+    request = DemoRequest(steps=steps, prompts=PROMPTS[:2])
+    single = launch(request, ParallelLayout(), lambda _: None)
+    run = launch(request, FusedLayout(pp=stages, vae=vae), lambda _: None)
+    assert 35 <= run.worst_psnr(single) < 60
+    assert 1e-3 < run.difference(single) < 0.5, "an approximation that is none shows nothing"
+    assert all((one - run.pictures[0]).abs().max() <= 1e-5 for one in run.pictures)
+    assert run.bytes_per_step > 0
+    assert run.weight_bytes < 0.8 * single.weight_bytes
+    assert single.worst_psnr(single) == float("inf")
 
 
 def test_what_a_failing_rank_said_is_in_the_error() -> None:

@@ -8,7 +8,14 @@ import click
 import pytest
 
 from omni_parallel.demo.layout_option import MAX_RANKS, choose_layout, parse_layout
-from omni_parallel.demo.layouts import DEGREES, STRATEGIES, layout_name, strategies_of
+from omni_parallel.demo.layouts import (
+    DEGREES,
+    STRATEGIES,
+    FusedLayout,
+    layout_name,
+    options_of,
+    strategies_of,
+)
 from omni_parallel.demo.pipeline import MODEL
 from omni_parallel.demo.request import BLOCKS
 from omni_parallel_state import ParallelLayout
@@ -62,6 +69,14 @@ from omni_parallel_state import ParallelLayout
             ("pp", "sp", "cfgp", "vae_patch"),
         ),
         ("cfg=2,vae_patch=1", ParallelLayout(cfg=2), "cfg=2", ("cfgp",)),
+        ("pipefusion=3", FusedLayout(pp=3), "pipefusion=3", ("pipefusion",)),
+        ("pipefusion=1,cfg=2", ParallelLayout(cfg=2), "cfg=2", ("cfgp",)),
+        (
+            "vae_patch=2,pipefusion=2,ulysses=1",
+            FusedLayout(pp=2, vae=2),
+            "pipefusion=2, vae_patch=2",
+            ("pipefusion", "vae_patch"),
+        ),
         (f"ulysses={MAX_RANKS}", ParallelLayout(ulysses=MAX_RANKS), "ulysses=64", ("sp",)),
     ],
 )
@@ -75,7 +90,15 @@ def test_a_layout_is_read_named_and_served(
 
 
 def test_every_degree_of_a_strategy_may_be_asked_for() -> None:
-    assert list(DEGREES) == ["cfg", "pp", "ring", "ulysses", "hsdp", "vae_patch"]
+    assert list(DEGREES) == [
+        "cfg",
+        "pp",
+        "pipefusion",
+        "ring",
+        "ulysses",
+        "hsdp",
+        "vae_patch",
+    ]
     served = {degree for degrees in STRATEGIES.values() for degree in degrees}
     assert set(DEGREES.values()) == served
 
@@ -105,11 +128,14 @@ def test_ranks_of_an_overlay_are_those_that_there_are(text: str, ranks: int) -> 
         (
             "tp=2",
             "'tp' is no degree that the demonstration knows; "
-            "legal: cfg, pp, ring, ulysses, hsdp, vae_patch",
+            "legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch",
         ),
-        ("CFG=2", "'CFG' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
-        ("=2", "'' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
-        ("2", "'2' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
+        (
+            "CFG=2",
+            "'CFG' is no degree .*; legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch",
+        ),
+        ("=2", "'' is no degree .*; legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch"),
+        ("2", "'2' is no degree .*; legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch"),
         ("order=2", "'order' is no degree"),
         ("cfg", "cfg has no degree in 'cfg'; nearest: cfg=2"),
         ("cfg=", "cfg= is no number of ranks; legal: a whole number from 1 to 64"),
@@ -126,10 +152,29 @@ def test_ranks_of_an_overlay_are_those_that_there_are(text: str, ranks: int) -> 
         ("pp=7", "pp=7: .* has 6 blocks, .*; legal: 1 to 6$"),
         ("pp=999999999", "has 6 blocks"),
         ("pp=0", "pp=0 is no degree; .* nearest legal value is pp=1"),
-        ("pp=2,hsdp=2", "legal: pp=2 or hsdp=2, each with any of cfg, ring, ulysses, vae_patch$"),
-        ("hsdp=2,ulysses=2,pp=3", "legal: pp=3 or hsdp=2, each with any of"),
+        (
+            "pp=2,hsdp=2",
+            "pp and hsdp .* neither works on what the other leaves; legal: pp=2, with any of "
+            "cfg, ring, ulysses, vae_patch; or hsdp=2, with any of cfg, ring, ulysses, vae_patch$",
+        ),
+        ("hsdp=2,ulysses=2,pp=3", "legal: pp=3, with any of .*; or hsdp=2, with any of"),
+        (
+            "cfg=2,pipefusion=3",
+            "pipefusion and cfg do not go together: .* legal: pipefusion=3, with any of "
+            "vae_patch; or cfg=2, with any of pp, ring, ulysses, hsdp, vae_patch$",
+        ),
+        ("pipefusion=2,ulysses=2", "pipefusion and ulysses do not go together: patches"),
+        ("pipefusion=2,ring=2", "pipefusion and ring do not go together: patches"),
+        ("hsdp=2,pipefusion=2", "pipefusion and hsdp do not go together: both leave"),
+        ("pp=2,pipefusion=2", "pipefusion and pp do not go together: both cut"),
+        ("pp=1,pipefusion=2", "pipefusion and pp do not go together"),
+        ("pipefusion=7", "pipefusion=7: .* has 6 blocks, .*; legal: 1 to 6$"),
+        ("pipefusion=0", "pipefusion=0 is no degree; .* nearest legal value is pipefusion=1"),
         ("pp=6,ulysses=64", "is 384 ranks; .* nearest: pp=6,ulysses=10"),
-        ("vae=2", "'vae' is no degree .*; legal: cfg, pp, ring, ulysses, hsdp, vae_patch"),
+        (
+            "vae=2",
+            "'vae' is no degree .*; legal: cfg, pp, pipefusion, ring, ulysses, hsdp, vae_patch",
+        ),
         ("vae_patch=0", "vae_patch=0 is no degree; .* nearest legal value is vae_patch=1"),
         (
             "cfg=2,vae_patch=3",
@@ -159,6 +204,12 @@ def test_what_is_no_layout_is_refused(text: str, message: str) -> None:
     _, found, nearest = refused.value.message.partition("up to 64; nearest: ")
     if found:
         assert parse_layout(nearest).world_size <= MAX_RANKS
+
+
+def test_there_are_as_many_patches_as_stages() -> None:
+    layout = parse_layout("pipefusion=3,vae_patch=3")
+    assert options_of(layout, "pipefusion") == {"patches": 3, "force": True}
+    assert options_of(layout, "vae_patch") == options_of(parse_layout("pp=3"), "pp") == {}
 
 
 def test_ranks_are_of_ulysses_unless_a_layout_says_what_they_are() -> None:

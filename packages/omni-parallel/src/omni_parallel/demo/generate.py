@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import record_traffic
 from omni_parallel.demo.interrupts import end_with_launcher
-from omni_parallel.demo.layouts import strategies_of
+from omni_parallel.demo.layouts import options_of, strategies_of
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.v1 import load_strategy
@@ -72,7 +72,8 @@ def run_rank(
         stack.callback(state.destroy)
         pipeline = load_pipeline(state.device)
         for name in strategies_of(layout):
-            stack.enter_context(load_strategy(name).apply(pipeline, state))
+            options = options_of(layout, name)
+            stack.enter_context(load_strategy(name).apply(pipeline, state, **options))
         weights = weight_bytes(pipeline.components.values())
         clock = _Clock(Path(folder) / PROGRESS if state.rank == 0 else None)
         with record_traffic() as traffic:

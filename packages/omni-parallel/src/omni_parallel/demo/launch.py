@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf, log10
 from pathlib import Path
 
 import torch
@@ -57,6 +58,15 @@ class RunResult:
         """Largest difference of any pixel on any rank from the first rank of another run."""
         # torch's max and not Python's, which may pass over a NaN.
         return (torch.stack(self.pictures) - other.pictures[0]).abs().max().item()
+
+    def worst_psnr(self, other: RunResult) -> float:
+        """As `difference`, of whole pictures, in dB; infinite where they are equal.
+
+        Of the picture that is farthest from the other run's.
+        """
+        error = (torch.stack(self.pictures) - other.pictures[0]).double()
+        mean = error.square().mean(dim=(2, 3, 4)).max().item()
+        return -10 * log10(mean) if mean else inf
 
 
 def launch(

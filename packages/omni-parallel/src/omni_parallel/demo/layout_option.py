@@ -8,7 +8,13 @@ from math import prod
 import click
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel.demo.layouts import DEGREES, OVERLAYS, layout_name
+from omni_parallel.demo.layouts import (
+    DEGREES,
+    FUSED,
+    OVERLAYS,
+    FusedLayout,
+    layout_name,
+)
 from omni_parallel.demo.request import BLOCKS, GUIDANCE_BRANCHES
 from omni_parallel_state import ParallelLayout
 
@@ -30,14 +36,15 @@ def parse_layout(text: str) -> ParallelLayout:
             msg = f"{name} is given twice in {text!r}; legal: once, such as {name}={degree}"
             raise click.BadParameter(msg)
         degrees[name] = degree
-    _check_weights(degrees)
+    _check_together(degrees)
     try:
         fields = {DEGREES[name]: degree for name, degree in degrees.items()}
-        layout = ParallelLayout(**fields)  # type: ignore[arg-type]  # its order is no number
+        kind = FusedLayout if degrees.get(FUSED, 1) > 1 else ParallelLayout
+        layout = kind(**fields)  # type: ignore[arg-type]  # its order is no number
     except ParallelConfigError as error:
-        raise click.BadParameter(_as_options(str(error))) from None
+        raise click.BadParameter(_as_options(str(error), FUSED in degrees)) from None
     _check_branches(layout)
-    _check_blocks(layout)
+    _check_blocks(layout, FUSED if FUSED in degrees else "pp")
     _check_ranks(layout, degrees)
     return layout
 
@@ -82,28 +89,49 @@ def _parse_part(part: str, text: str) -> tuple[str, int]:
     return name, int(degree)
 
 
-def _as_options(text: str) -> str:
+def _as_options(text: str, fused: bool) -> str:
     """A message about degrees of a layout, with the names that they have here."""
     text = text.replace(" with replicate=1", "")  # of which the demonstration has none
     for name, degree in DEGREES.items():
+        if name == FUSED and not fused:
+            continue
         text = re.sub(rf"\b{degree}\b", name, text)
     return text
 
 
-def _check_weights(degrees: dict[str, int]) -> None:
-    if degrees.get("pp", 1) > 1 and degrees.get("hsdp", 1) > 1:
-        msg = (
-            "pp and hsdp both leave a rank a part of the weights, and neither works on what the "
-            f"other leaves; legal: pp={degrees['pp']} or hsdp={degrees['hsdp']}, each with any of "
-            f"{', '.join(name for name in DEGREES if name not in ('pp', 'hsdp'))}"
-        )
-        raise click.BadParameter(msg)
+_APART = {
+    (FUSED, "pp"): "both cut the model into stages",
+    (FUSED, "cfg"): "patches follow each other through both guidance branches of one rank",
+    (FUSED, "ring"): "patches are cut from all tokens of the picture, of which a rank has a part",
+    (
+        FUSED,
+        "ulysses",
+    ): "patches are cut from all tokens of the picture, of which a rank has a part",
+    (FUSED, "hsdp"): "both leave a rank a part of the weights",
+    ("pp", "hsdp"): "both leave a rank a part of the weights, and neither works on what the other "
+    "leaves",
+}
+"""Degrees that do not go together, and why."""
 
 
-def _check_blocks(layout: ParallelLayout) -> None:
+def _check_together(degrees: dict[str, int]) -> None:
+    twice = {FUSED, "pp"} <= degrees.keys()  # one degree of the layout, whatever they are
+    on = {name: degree for name, degree in degrees.items() if degree > 1 or twice}
+    for (one, other), why in _APART.items():
+        if one in on and other in on:
+            choices = []
+            for name in (one, other):
+                apart = {x for pair in _APART if name in pair for x in pair}
+                beside = ", ".join(each for each in DEGREES if each not in apart)
+                choices.append(f"{name}={on[name]}, with any of {beside}")
+            msg = f"{one} and {other} do not go together: {why}; legal: {'; or '.join(choices)}"
+            raise click.BadParameter(msg)
+
+
+def _check_blocks(layout: ParallelLayout, name: str) -> None:
     if layout.pp > BLOCKS:
         msg = (
-            f"pp={layout.pp}: the demonstration's model has {BLOCKS} blocks, so that further "
+            f"{name}={layout.pp}: the demonstration's model has {BLOCKS} blocks, so that further "
             f"stages would have none; legal: 1 to {BLOCKS}"
         )
         raise click.BadParameter(msg)

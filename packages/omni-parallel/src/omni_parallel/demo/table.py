@@ -7,10 +7,34 @@ import math
 from rich.table import Table
 
 from omni_parallel.demo.launch import RunResult
-from omni_parallel.demo.layouts import layout_name
+from omni_parallel.demo.layouts import is_fused, layout_name
 
 TOLERANCE = 1e-4
 """Largest difference of a pixel in [0, 1] that counts as the same picture, before quantisation."""
+
+VISIBLE = 35.0
+"""PSNR in dB below which a picture is seen to be another one than that beside it.
+
+The guide to pipeline stages shows it with pictures of this model."""
+
+
+def verdict(run: RunResult, single: RunResult) -> tuple[bool, str]:
+    """Whether a run made the pictures of a single process, as far as it promises, and how far."""
+    difference = run.difference(single)
+    if not is_fused(run.layout):
+        same = difference <= TOLERANCE
+        said = "same pictures" if same else "DIFFERENT PICTURES"
+        return same, (
+            f"{said}: largest difference {difference:.1e} before quantisation to 8 bits, "
+            f"tolerance {TOLERANCE:g}"
+        )
+    psnr = run.worst_psnr(single)
+    alike = psnr >= VISIBLE
+    said = "similar pictures, not the same" if alike else "DIFFERENT PICTURES"
+    return alike, (
+        f"{said}, for PipeFusion approximates: PSNR {psnr:.1f} dB in the picture that strays "
+        f"farthest (below {VISIBLE:g} dB it is seen), largest difference {difference:.1e}"
+    )
 
 
 def comparison(single: RunResult, others: list[RunResult]) -> Table:
@@ -19,9 +43,9 @@ def comparison(single: RunResult, others: list[RunResult]) -> Table:
     for column in (
         "ranks",
         "layout",
-        "s / step",
+        "s/step",
         "speed-up",
-        "sent / step",
+        "sent/step",
         "memory",
         "max diff",
     ):

@@ -16,6 +16,7 @@ _PACKAGES = {
     "sp": "omni-sp",
     "cfgp": "omni-cfgp",
     "pp": "omni-pp",
+    "pipefusion": "omni-pp",
     "hsdp": "omni-hsdp",
     "vae_patch": "omni-vae-patch",
 }
@@ -40,8 +41,18 @@ class Strategy(Protocol):
     name: str
     """Its name among the entry points."""
 
-    def apply(self, target: Any, state: ParallelState) -> Handle:
-        """Make a pipeline or module parallel, with the degrees of the state's layout."""
+    def apply(self, target: Any, state: ParallelState, **options: Any) -> Handle:
+        """Make a pipeline or module parallel, with the degrees of the state's layout.
+
+        Args:
+            target: A pipeline of diffusers, or a module.
+            state: The ranks.
+            options: What the strategy can be told beyond the degrees: fields of its own
+                configuration.
+
+        Raises:
+            ParallelConfigError: The target cannot be split so, or an option is none.
+        """
 
 
 def available_strategies() -> tuple[str, ...]:

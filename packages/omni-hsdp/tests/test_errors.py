@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_sharded import Toy, config, sharing, toy
+from toy_sharded import Toy, config, seeded, sharing, toy
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_hsdp import (
+    GatherPolicy,
     HSDPInferenceConfig,
     apply_hsdp_to_model,
     choose_policy,
@@ -21,6 +22,7 @@ from omni_hsdp import (
     remove_hsdp,
 )
 from omni_hsdp.conditions import find_blocks, matches
+from omni_hsdp.placement import placement_of
 from omni_parallel_state import ParallelLayout, ParallelState
 
 
@@ -44,32 +46,86 @@ def test_sizes_that_are_none(replicate, shard):
 
 def wrong_sizes(pairs):
     model, found = toy(), []
-    with sharing(2, 2):
-        for replicate, shard in pairs:
-            try:
-                apply_hsdp_to_model(model, config(shard, replicate))
-            except ParallelConfigError as error:
-                found.append(str(error))
-    return found
+    for layout in (ParallelLayout(ulysses=4), ParallelLayout(fs=2, replicate=2)):
+        state = ParallelState(layout)
+        with state.use():
+            for replicate, shard in pairs:
+                try:
+                    apply_hsdp_to_model(model, config(shard, replicate))
+                except ParallelConfigError as error:
+                    found.append(str(error))
+        state.destroy()
+    return found[: len(pairs)], found[len(pairs) :]
 
 
 def test_sizes_that_do_not_multiply_to_the_world(ranks):
     pairs = [(1, 3), (3, -1), (2, 4), (4, 4), (1, 1)]
     for found in ranks.run(wrong_sizes, pairs, world_size=4):
-        assert len(found) == len(pairs)
-        for message in found:
-            assert "legal here (replicate × shard): 1 × 4, 2 × 2, 4 × 1" in message
+        for messages, legal in zip(found, ("1 × 4, 2 × 2, 4 × 1", "2 × 2, or"), strict=True):
+            assert len(messages) == len(pairs)
+            for message in messages:
+                assert f"legal here (replicate × shard): {legal}" in message
 
 
-def over_stages():
-    state = ParallelState(ParallelLayout(pp=2, ulysses=2))
-    with state.use(), pytest.raises(ParallelConfigError, match=r"pp=2.*different weights"):
+def over(layout, reason):
+    state = ParallelState(layout)
+    with state.use(), pytest.raises(ParallelConfigError, match=f"{reason}.*put fs="):
         apply_hsdp_to_model(toy(), config())
     state.destroy()
 
 
-def test_ranks_with_different_weights_cannot_share_them(ranks):
-    ranks.run(over_stages, world_size=4)
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (ParallelLayout(pp=2, ulysses=2), r"pp=2.*different weights"),
+        (ParallelLayout(dp=2, ulysses=2), r"dp=2.*unequally often"),
+    ],
+    ids=["pp", "dp"],
+)
+def test_ranks_that_differ_cannot_share_weights(ranks, layout, reason):
+    ranks.run(over, layout, reason, world_size=4)
+
+
+def sizes_of(layout, settings):
+    state = ParallelState(layout)
+    placement = placement_of(settings, state, None)
+    state.destroy()
+    return placement.replicate, placement.shard
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "sizes"),
+    [
+        (ParallelLayout(dp=2, ulysses=2, fs=2), config(), (1, 2)),
+        (ParallelLayout(fs=2, replicate=2), config(), (2, 2)),
+        (ParallelLayout(fs=2, replicate=2), config(-1, 2), (2, 2)),
+        (ParallelLayout(ulysses=4), config(), (1, 4)),
+        (ParallelLayout(ulysses=4), config(-1, 2), (2, 2)),
+    ],
+)
+def test_a_size_that_is_left_open_is_that_of_the_layout(ranks, layout, settings, sizes):
+    assert ranks.run(sizes_of, layout, settings, world_size=4) == [sizes] * 4
+
+
+def part_of_another(keep):
+    with sharing(2):
+        model = apply_hsdp_to_model(toy(), config(), policy=GatherPolicy(keep=keep))
+        model(seeded(2, 6))
+        for part in (model.blocks[0], model.blocks[0].up, model.stem):
+            pattern = "part of a model that is sharded" if keep == "all" else "distributed already"
+            with pytest.raises(ParallelConfigError, match=pattern):
+                apply_hsdp_to_model(nn.ModuleList([part])[0], config(), conditions="*")
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_a_part_of_a_sharded_model(ranks, keep):
+    ranks.run(part_of_another, keep, world_size=2)
+
+
+def test_one_rank_has_no_shares_for_the_host():
+    message = refuse(toy(), config(), policy=GatherPolicy(cpu_offload=True))
+    assert "cpu_offload=True" in message
+    assert "hsdp_shard_size of 2" in message
 
 
 @pytest.mark.parametrize("name", ["param_dtype", "output_dtype"])
@@ -143,6 +199,7 @@ class Flat(nn.Module):
 
 def test_a_list_is_no_block():
     assert "'blocks.*'" in refuse(toy(), config(), conditions="blocks")
+    assert "'blocks.*'" in refuse(toy(), config(), conditions="**")
 
 
 def test_a_condition_that_is_none():
@@ -214,3 +271,11 @@ def test_conditions_come_from_the_argument_then_the_model_then_what_repeats():
     assert [name for name, _ in find_blocks(model)] == ["blocks.1", "head"]
     both = find_blocks(model, ["stem", lambda name, module: isinstance(module, Toy)])
     assert [name for name, _ in both] == ["stem"]
+
+
+def test_lists_that_mix_classes_hold_blocks():
+    model = toy()
+    model.blocks.append(nn.Sequential(nn.Linear(6, 6)))
+    assert [name for name, _ in find_blocks(model)] == [f"blocks.{i}" for i in range(4)]
+    nested = nn.ModuleList([nn.ModuleList([toy().blocks[0]]), toy().blocks[1]])
+    assert [name for name, _ in find_blocks(nn.ModuleDict({"down": nested}))] == ["down.0.0"]

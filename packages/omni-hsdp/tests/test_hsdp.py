@@ -220,9 +220,7 @@ def in_layout(**degrees):
     return found
 
 
-@pytest.mark.parametrize(
-    "degrees", [{"ulysses": 4}, {"cfg": 2, "ring": 2}, {"ulysses": 4, "fs": 2}]
-)
+@pytest.mark.parametrize("degrees", [{"ulysses": 4}, {"cfg": 2, "ring": 2}])
 def test_the_shard_size_is_resolved_to_the_world_over_the_replicate_size(ranks, degrees):
     for found in ranks.run(in_layout, world_size=4, **degrees):
         assert found == [(1, 4, True), (2, 2, True), (1, 4, True)]

@@ -26,6 +26,21 @@ def test_forwards_leave_no_records(ranks):
     assert ranks.run(forwards, world_size=2) == [(0, [0] * 4)] * 2
 
 
+def received_for_the_root():
+    """What torch received for the weights in no block, while the first of them computes."""
+    with sharing(2):
+        model, found = apply_hsdp_to_model(toy(), config()), []
+        context = model._get_fsdp_state()._comm_ctx
+        model.stem.register_forward_hook(lambda *_: found.append(context.all_gather_state))
+        for _ in range(2):
+            model(seeded(2, 6))
+        return found
+
+
+def test_what_was_received_is_not_kept_beside_the_weights(ranks):
+    assert ranks.run(received_for_the_root, world_size=2) == [[None, None]] * 2
+
+
 def fail_to_gather():
     x = seeded(2, 6)
     with sharing(2):
@@ -68,15 +83,3 @@ def test_codes_are_not_taken_for_numbers(tmp_path, dtype):
     files.save_file(state, tmp_path / "model.safetensors")
     with sharing(1), pytest.raises(ParallelConfigError, match=f"stem.weight is {dtype}.*float32"):
         load_hsdp_model(Toy, tmp_path, config())
-
-
-class Renamed(Toy):
-    base_model_prefix = "model"
-
-
-def test_keys_that_may_be_renamed(tmp_path):
-    files = pytest.importorskip("safetensors.torch")
-    state = {f"model.{key}": value for key, value in toy().state_dict().items()}
-    files.save_file(state, tmp_path / "model.safetensors")
-    with sharing(1), pytest.raises(ParallelConfigError, match=r"from_pretrained\(\) renames"):
-        load_hsdp_model(Renamed, tmp_path, config())

@@ -97,6 +97,44 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(tmp_path):
     assert "head.bias is [4] in the checkpoint, [5] in the model" in message
 
 
+class Renamed(Toy):
+    """As classes of transformers are that rename keys."""
+
+    base_model_prefix = "net"
+    _checkpoint_conversion_mapping = {r"^layers\.": "blocks."}  # noqa: RUF012 - as theirs
+
+
+def test_keys_are_renamed_as_the_class_says(tmp_path):
+    state = {key.replace("blocks.", "layers."): value for key, value in toy().state_dict().items()}
+    torch_files.save_file(state, tmp_path / "model.safetensors")
+    with sharing(1):
+        loaded = load_hsdp_model(Renamed, tmp_path, config())
+        assert torch.equal(loaded(seeded(2, 6)), toy()(seeded(2, 6)))
+
+
+def test_the_base_of_a_model_with_a_head(tmp_path):
+    state = {f"net.{key}": value for key, value in toy().state_dict().items()}
+    torch_files.save_file(state | {"lm.bias": torch.ones(2)}, tmp_path / "model.safetensors")
+    with sharing(1):
+        loaded = load_hsdp_model(Renamed, tmp_path, config())
+        assert torch.equal(loaded(seeded(2, 6)), toy()(seeded(2, 6)))
+    torch_files.save_file(state | {"net.odd": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert "unexpected (1): net.odd" in error_of(tmp_path, Renamed)
+
+
+def test_keys_that_the_class_does_not_rename(tmp_path):
+    state = {f"other.{key}": value for key, value in toy().state_dict().items()}
+    torch_files.save_file(state, tmp_path / "model.safetensors")
+    assert "if from_pretrained() does more for this class" in error_of(tmp_path, Renamed)
+
+
+def test_two_tensors_for_one_weight(tmp_path):
+    state = toy().state_dict()
+    state |= {"net.stem.bias": torch.ones(6)}
+    torch_files.save_file(state, tmp_path / "model.safetensors")
+    assert "unexpected (1): net.stem.bias" in error_of(tmp_path, Renamed)
+
+
 def test_a_class_without_its_configuration(checkpoint):
     diffusers = pytest.importorskip("diffusers")
     assert "no configuration" in error_of(checkpoint, diffusers.SD3Transformer2DModel)

@@ -54,8 +54,8 @@ def warm_up():
     apply_hsdp_to_model(toy(), config())(seeded(2, 6))
 
 
-def peaks(folder):
-    with sharing(2):
+def peaks(folder, shard):
+    with sharing(shard):
         warm_up()
         x = seeded(2, WIDTH)
         with Peak() as loading:
@@ -68,16 +68,19 @@ def peaks(folder):
         return report, loading.bytes, running.bytes, once.bytes
 
 
-def test_no_rank_holds_the_whole_model(ranks, tmp_path):
+@pytest.mark.parametrize("shard", [2, 4])
+def test_no_rank_holds_the_whole_model(ranks, tmp_path, shard):
     files = pytest.importorskip("safetensors.torch")
     torch.manual_seed(0)
     files.save_file(Large().state_dict(), tmp_path / "model.safetensors")
-    for report, loading, running, once in ranks.run(peaks, tmp_path, world_size=2):
+    for report, loading, running, once in ranks.run(peaks, tmp_path, shard, world_size=shard):
         block = report.blocks["blocks.0"]
         assert 2 * block < report.gathered_peak < 3 * block
-        assert report.total / 2 + 2 * block + SLACK < 0.8 * report.total, "the test shows nothing"
-        assert loading < report.total / 2 + 2 * block + SLACK
-        assert running < report.gathered_peak + block + SLACK  # gloo has a copy of what it sends
+        most = report.total / shard + 2 * block + SLACK
+        assert most < 0.8 * report.total, "the test shows nothing"
+        assert loading < most
+        # gloo has a copy of what it sends, and frees both late where ranks outnumber cores
+        assert running < report.gathered_peak + (block if shard == 2 else 3 * block) + SLACK
         assert once > report.total, "the measure sees nothing"
 
 

@@ -27,7 +27,7 @@ def find_blocks(
             one part or a piece of it (``"transformer_blocks.*"``), ``**`` for any number of
             parts. A module is a block if any of them holds. Default: the model's attribute
             ``_hsdp_shard_conditions``; without it, what repeats: the classes that diffusers and
-            transformers declare as blocks, and the elements of lists of one class.
+            transformers declare as blocks, and the elements of lists of modules.
 
     Raises:
         ParallelConfigError: Nothing matches (names what would), or what matches cannot be called.
@@ -46,7 +46,7 @@ def find_blocks(
     if not blocks:
         raise _nothing_matches(model, asked)
     for name, module in blocks:
-        if isinstance(module, _CONTAINERS) and type(module).forward is nn.Module.forward:
+        if _is_never_called(module):
             msg = (
                 f"the block {name!r} is a {type(module).__name__}, which is never called; its "
                 f"elements are: use {name + '.*'!r}"
@@ -83,7 +83,7 @@ def _by_pattern(pattern: str) -> Condition:
 
 
 def _automatic(model: nn.Module) -> dict[str, nn.Module]:
-    """What is declared as a block, and lists of one class in which nothing is."""
+    """What is declared as a block, and lists of modules in which nothing is."""
     modules = dict(model.named_modules())
     declared = {
         cls
@@ -115,14 +115,18 @@ def _is_inside(name: str, block: str) -> bool:
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:
-    """Whether a module is a list of modules of one class, each made of other modules."""
+    """Whether a module is a list of modules that can be called, each made of other modules."""
     children = list(module.children())
     return (
         isinstance(module, nn.ModuleList)
-        and len({type(child) for child in children}) == 1
-        and any(True for _ in children[0].children())
-        and all(_has_parameters(child) for child in children)
+        and bool(children)
+        and all(any(True for _ in child.children()) for child in children)
+        and all(_has_parameters(child) and not _is_never_called(child) for child in children)
     )
+
+
+def _is_never_called(module: nn.Module) -> bool:
+    return isinstance(module, _CONTAINERS) and type(module).forward is nn.Module.forward
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -78,10 +78,24 @@ def remove_fully_shard(module: nn.Module) -> None:
 def forget_order(modules: Iterable[nn.Module]) -> None:
     """Drop torch's record of the order of a forward, which otherwise only a backward clears."""
     for module in modules:
-        state: Any = cast("Any", module)._get_fsdp_state()
+        state = _state_of(module)
         state._comm_ctx.post_forward_order.clear()
         for group in state._fsdp_param_groups:
             group._post_forward_indices.clear()
+
+
+def initialise_root(model: nn.Module) -> None:
+    """Have torch take a model for the root, whichever of its modules is called first."""
+    _state_of(model)._lazy_init()
+
+
+def is_part(module: nn.Module) -> bool:
+    """Whether a module is one that torch shards, or lies in one."""
+    return _FLAGS[0] in module.__dict__
+
+
+def _state_of(module: nn.Module) -> Any:
+    return cast("Any", module)._get_fsdp_state()
 
 
 @contextmanager

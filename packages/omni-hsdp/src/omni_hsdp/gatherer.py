@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from omni_hsdp.fsdp_internals import forget_order
+from omni_hsdp.fsdp_internals import forget_order, initialise_root
 from omni_hsdp.gather_policy import GatherPolicy
 from omni_hsdp.grad_flags import GradFlags
 
@@ -62,6 +62,7 @@ class Gatherer:
         self._pending: dict[int, Any] = {}
         self._has_buffers: set[nn.Module] = set()
         self._depth = 0
+        self._lost = False
         self._complete = True
         self._last: int | None = None
         self._all_here = False  # after a forward that gave nothing up
@@ -87,11 +88,17 @@ class Gatherer:
         """Whether everything is gathered until `leave`."""
         return self._depth > 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether a forward failed since `enter`, which gave up what was gathered."""
+        return self._lost
+
     def enter(self) -> None:
         """Gather everything; if that fails, all is as before."""
         if self._depth:
             self._depth += 1
             return
+        self._lost = False
         try:
             self._gather_all()
         except BaseException:
@@ -159,6 +166,8 @@ class Gatherer:
         self._called = []
         self._complete = False
         self._make_buffers(self._model)
+        # torch would keep what it received, beside the weights, until the first block is there.
+        _sharded(self._model).unshard(async_op=True)
 
     def _make_buffers(self, module: nn.Module, *_: Any) -> None:
         """Gather a module for the first time, if that must not be left to torch.
@@ -166,6 +175,7 @@ class Gatherer:
         The memory that is gathered into is made then, once for all. Made in inference mode, it
         could not be written to outside of it.
         """
+        initialise_root(self._model)  # else torch takes a block that is called first for it
         if torch.is_inference_mode_enabled() and module not in self._has_buffers:
             with torch.inference_mode(False), torch.no_grad():
                 _sharded(module).unshard()
@@ -174,6 +184,8 @@ class Gatherer:
     def _calls(self, index: int) -> Callable[..., None]:
         def called(*_: Any) -> None:
             self._flags.set(self._names[index])
+            if self._complete:  # a block that is called on its own
+                return
             self._called.append(index)
             self._pending.pop(index, None)
             if self._all_here:
@@ -218,6 +230,7 @@ class Gatherer:
     def _recover(self) -> None:
         """After a forward that raised: torch's record of it, and what was gathered, is undone."""
         self._complete = True
+        self._lost = self._depth > 0
         self._pending.clear()
         self._all_here = False
         self._flags.clear()

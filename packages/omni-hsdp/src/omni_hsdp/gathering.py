@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_hsdp.fsdp_internals import without_state_hooks
 from omni_hsdp.gather_policy import GatherPolicy, policy_for
-from omni_hsdp.sharded_model import ShardedModel, ShardedParameter, record_of
+from omni_hsdp.sharded_model import record_of
+from omni_hsdp.writing import kept_changes
 
 
 @contextmanager
@@ -34,6 +35,9 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     Raises:
         ParallelConfigError: The model is not sharded, or `write` is asked of weights that are
             cast when they are gathered, which would lose what the cast loses.
+        ParallelError: With `write`: the block, or a forward in it, failed here or on another
+            rank. All ranks raise at the end of the block, and none keeps changes of what is
+            sharded; the model works on.
     """
     record = record_of(model)
     if write and record.cast_to is not None:
@@ -52,39 +56,11 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
         record.gatherer.release()  # what a policy kept
     shares = [parameter.current for parameter in record.parameters] if write else []
     record.gatherer.enter()
-    views = [parameter.current.data for parameter in record.parameters] if write else []
     try:
-        with without_state_hooks(model):
+        with kept_changes(record, shares) if write else nullcontext(), without_state_hooks(model):
             yield model
-        with torch.inference_mode(False), torch.no_grad():
-            for changed in zip(record.parameters, shares, views, strict=True) if write else ():
-                _write_back(record, *changed)
     finally:
         record.gatherer.leave()
-
-
-def _write_back(
-    record: ShardedModel, parameter: ShardedParameter, share: nn.Parameter, view: Tensor
-) -> None:
-    """Put this rank's rows of a changed parameter into its share.
-
-    Args:
-        record: Of the model.
-        parameter: The parameter, now plain.
-        share: Its share.
-        view: The memory that it was gathered into, to which it must point when it is gathered
-            the next time: some change ``.data`` and not what is there.
-    """
-    changed = parameter.current
-    if isinstance(changed, DTensor) or not isinstance(share, DTensor):
-        return  # given up after a failure
-    if changed.shape != parameter.shape:
-        msg = f"{parameter.name} changed its shape; was {parameter.shape}, is {changed.shape}"
-        raise ParallelConfigError(msg)
-    rows = parameter.rows(record.group.rank_in_group, record.shard)
-    share.to_local().copy_(changed.data[rows])
-    if changed.data_ptr() != view.data_ptr():
-        changed.data = view
 
 
 def release(model: nn.Module) -> None:
@@ -104,14 +80,23 @@ def release(model: nn.Module) -> None:
     record.gatherer.release()
 
 
-def set_policy(model: nn.Module, policy: GatherPolicy) -> None:
+def set_policy(model: nn.Module, policy: GatherPolicy | Literal["auto"]) -> None:
     """Change when the weights of a sharded model are gathered; on every rank alike.
 
+    Args:
+        model: A sharded model.
+        policy: The policy, or ``"auto"`` for that of `choose_policy`: a collective.
+
     Raises:
-        ParallelConfigError: The model is not sharded, or the policy differs in ``cpu_offload``,
-            which is fixed when a model is sharded.
+        ParallelConfigError: The model is not sharded, that is no policy, or one that differs in
+            ``cpu_offload``, which is fixed when a model is sharded.
     """
     record = record_of(model)
+    if policy == "auto":
+        policy = choose_policy(model)
+    if not isinstance(policy, GatherPolicy):
+        msg = f"policy={policy!r}; legal: a GatherPolicy, or 'auto'"
+        raise ParallelConfigError(msg)
     if policy.cpu_offload != record.policy.cpu_offload:
         msg = (
             f"cpu_offload={policy.cpu_offload}, but the model was sharded with "

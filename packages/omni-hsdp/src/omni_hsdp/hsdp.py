@@ -12,7 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
 from omni_group_coordinator import ParallelConfigError
+from omni_hsdp.casting import cast_buffers, cast_on_one_rank
 from omni_hsdp.conditions import Condition, find_blocks
+from omni_hsdp.fsdp_internals import is_part
 from omni_hsdp.gather_policy import GatherPolicy
 from omni_hsdp.gathering import choose_policy, set_policy
 from omni_hsdp.hsdp_config import HSDPInferenceConfig, check_config
@@ -69,7 +71,9 @@ def apply_hsdp_to_model(
     check_model(model)
     placement = placement_of(hsdp_config, state, mesh)
     with torch.inference_mode(False), torch.no_grad():
-        return apply_on(model, hsdp_config, placement, conditions, ignored_modules, policy)
+        record = apply_on(model, hsdp_config, placement, conditions, ignored_modules, policy)
+        finish(record, hsdp_config, policy)
+    return model
 
 
 def apply_on(
@@ -79,15 +83,24 @@ def apply_on(
     conditions: Iterable[Condition | str] | str | None,
     ignored: Iterable[str] | None,
     policy: Policy,
-) -> nn.Module:
-    """As `apply_hsdp_to_model`, with configuration and ranks that were checked."""
+) -> ShardedModel:
+    """Shard a model, or one without values, as a configuration says that was checked.
+
+    `finish` is to follow, once the values are there.
+    """
     if policy not in (None, "auto") and not isinstance(policy, GatherPolicy):
         msg = f"policy={policy!r}; legal: a GatherPolicy, 'auto', or None"
+        raise ParallelConfigError(msg)
+    given = policy if isinstance(policy, GatherPolicy) else _default_policy(config)
+    if given.cpu_offload and placement.shard == 1:
+        msg = (
+            "cpu_offload=True: one rank has no shares that could be in host memory; legal: a "
+            "policy without it, or a hsdp_shard_size of 2 and above"
+        )
         raise ParallelConfigError(msg)
     blocks = find_blocks(model, conditions)
     cast_to = gather_dtype(model, config.param_dtype)
     whole = whole_parameters(model, blocks, ignored_modules(model, ignored), cast_to)
-    given = policy if isinstance(policy, GatherPolicy) else _default_policy(config)
     record = ShardedModel(
         model=model,
         replicate=placement.replicate,
@@ -106,9 +119,16 @@ def apply_on(
             ranks.close()
             raise
     remember(record)
+    return record
+
+
+def finish(record: ShardedModel, config: HSDPInferenceConfig, policy: Policy) -> None:
+    """Do to a model what wants its values."""
+    cast_buffers(record)
+    if record.shard == 1:
+        cast_on_one_rank(record, config.output_dtype)
     if policy == "auto":
-        set_policy(model, choose_policy(model))
-    return model
+        set_policy(record.model, choose_policy(record.model))
 
 
 def check_model(model: nn.Module) -> None:
@@ -136,6 +156,12 @@ def check_model(model: nn.Module) -> None:
                 "parameters once, or let load_hsdp_model() shard while it loads"
             )
             raise ParallelConfigError(msg)
+    if is_part(model):
+        msg = (
+            f"this {type(model).__name__} is part of a model that is sharded already; call "
+            "remove_hsdp() on that, or shard it with conditions= that name this part"
+        )
+        raise ParallelConfigError(msg)
 
 
 def remove_hsdp(model: nn.Module) -> nn.Module:

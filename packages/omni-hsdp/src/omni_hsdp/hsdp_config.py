@@ -11,7 +11,8 @@ from omni_group_coordinator import ParallelConfigError
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What is sharded, and what weights may be gathered in. Other dtypes hold codes, not numbers."""
 
-_REST = -1
+REST = -1
+"""A shard size that is left open."""
 
 
 @dataclass
@@ -25,7 +26,8 @@ class HSDPInferenceConfig:
     """How many sharded copies of the weights there are."""
 
     hsdp_shard_size: int = -1
-    """Ranks that share one copy; -1 takes the world over the replicate size."""
+    """Ranks that share one copy; -1 takes what the layout has, as ``fs`` and ``replicate``; if it
+    has none, the world over the replicate size."""
 
     param_dtype: torch.dtype | None = torch.bfloat16
     """What weights are cast to when they are gathered. Nothing is cast in a model that has this
@@ -56,7 +58,7 @@ def check_config(config: HSDPInferenceConfig) -> None:
             "leave the model as it is"
         )
         raise ParallelConfigError(msg)
-    for name, lowest in (("hsdp_replicate_size", 1), ("hsdp_shard_size", _REST)):
+    for name, lowest in (("hsdp_replicate_size", 1), ("hsdp_shard_size", REST)):
         size = getattr(config, name)
         if type(size) is not int or size < lowest or size == 0:
             rest = " or -1 for the rest of the world" if lowest < 0 else ""
@@ -80,7 +82,7 @@ def resolve_sizes(config: HSDPInferenceConfig, ranks: int) -> tuple[int, int]:
         ParallelConfigError: They do not multiply to it; names those that do.
     """
     replicate, shard = config.hsdp_replicate_size, config.hsdp_shard_size
-    if shard == _REST and ranks % replicate == 0:
+    if shard == REST and ranks % replicate == 0:
         return replicate, ranks // replicate
     if replicate * shard != ranks:
         legal = ", ".join(f"{n} × {ranks // n}" for n in range(1, ranks + 1) if ranks % n == 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from omni_group_coordinator import ParallelConfigError
 from omni_hsdp.checkpoint import Entry, by_file, checkpoint_entries, open_file, read_rows
 from omni_hsdp.conditions import Condition
-from omni_hsdp.gathering import choose_policy, set_policy
-from omni_hsdp.hsdp import Policy, apply_on
+from omni_hsdp.hsdp import Policy, apply_on, finish
 from omni_hsdp.hsdp_config import PLAIN_DTYPES, HSDPInferenceConfig, check_config
+from omni_hsdp.matching import matched
 from omni_hsdp.placement import Placement, placement_of
-from omni_hsdp.sharded_model import ShardedModel, forget, record_of
+from omni_hsdp.sharded_model import ShardedModel, forget
 from omni_hsdp.skeleton import build_skeleton
 from omni_hsdp.together import together
 from omni_parallel_state import ParallelState
@@ -108,70 +106,14 @@ def _shard_and_fill(
     tensors = model.state_dict(keep_vars=True)
     asked, ignored = sharding.get("conditions"), sharding.get("ignored_modules")
     policy = sharding.get("policy")
-    apply_on(model, config, placement, asked, ignored, None if policy == "auto" else policy)
-    record = record_of(model)
+    record = apply_on(model, config, placement, asked, ignored, policy)
     group = None if record.ranks is None else record.group
     try:
         together(group, "load", lambda: _fill(record, tensors, entries))
     except BaseException:
         forget(record)
         raise
-    if policy == "auto":
-        set_policy(model, choose_policy(model))
-
-
-def matched(model: nn.Module, entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The tensors of a checkpoint that a model takes.
-
-    Args:
-        model: The model, not yet sharded.
-        entries: What the checkpoint has.
-
-    Raises:
-        ParallelConfigError: It lacks keys, has others or other shapes; lists them.
-    """
-    tensors = model.state_dict(keep_vars=True)
-    filled = {id(tensors[key]) for key in entries.keys() & tensors.keys()}
-    missing = [key for key, tensor in tensors.items() if id(tensor) not in filled]
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    unexpected = [
-        key
-        for key in sorted(entries.keys() - tensors.keys())
-        if not any(re.search(pattern, key) for pattern in ignored)
-    ]
-    shapes = [
-        f"{key} is {list(entry.shape)} in the checkpoint, {list(tensors[key].shape)} in the model"
-        for key, entry in sorted(entries.items())
-        if key in tensors and entry.shape != tuple(tensors[key].shape)
-    ]
-    dtypes = [
-        f"{key} is {entry.dtype} in the checkpoint, {tensors[key].dtype} in the model"
-        for key, entry in sorted(entries.items())
-        if key in tensors and not _converts(entry.dtype, tensors[key].dtype)
-    ]
-    problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "shapes": shapes,
-        "dtypes, of which only floating-point ones are cast": dtypes,
-    }
-    lines = [
-        f"{title} ({len(found)}): {', '.join(found)}" for title, found in problems.items() if found
-    ]
-    if lines:
-        msg = f"the checkpoint does not fit {type(model).__name__}:\n  " + "\n  ".join(lines)
-        if missing and hasattr(model, "base_model_prefix"):
-            msg += (
-                "\n  keys are read as they are; if from_pretrained() renames them for this class, "
-                "load with it and call apply_hsdp_to_model()"
-            )
-        raise ParallelConfigError(msg)
-    return {key: entry for key, entry in entries.items() if key in tensors}
-
-
-def _converts(found: torch.dtype | None, wanted: torch.dtype) -> bool:
-    """Whether values mean the same in both dtypes; those of codes need a scale."""
-    return found == wanted or (found in PLAIN_DTYPES and wanted in PLAIN_DTYPES)
+    finish(record, config, policy)
 
 
 def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entry]) -> None:
@@ -184,7 +126,7 @@ def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entr
                 tensor, entry = tensors[key], entries[key]
                 share = shares.get(id(tensor))
                 if share is None:
-                    value = read_rows(opened, key, entry, None)
+                    value = read_rows(opened, entry, None)
                     _put_whole(record, tensor, places[id(tensor)], value)
                     continue
                 rows = share.rows(record.group.rank_in_group, record.shard)
@@ -192,7 +134,7 @@ def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entr
                 if not isinstance(old, DTensor) or not old.to_local().is_meta:
                     continue  # tied to a key that was read
                 local = _copied(
-                    read_rows(opened, key, entry, rows), _home(record, share.block), old.dtype
+                    read_rows(opened, entry, rows), _home(record, share.block), old.dtype
                 )
                 new = DTensor.from_local(
                     local,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError, ParallelError
-from omni_hsdp.hsdp_config import HSDPInferenceConfig, resolve_sizes
+from omni_hsdp.hsdp_config import REST, HSDPInferenceConfig, resolve_sizes
 from omni_parallel_state import ParallelLayout, ParallelState, get_parallel_state
 
 _NAMES = ("replicate", "shard")
@@ -24,11 +24,13 @@ class Ranks:
     Attributes:
         mesh: ``("replicate", "shard")``, or ``("shard",)`` if there is one copy.
         group: Those that share this rank's copy.
+        copies: Those that hold the same share in other copies; None if there is one copy.
         close: Destroys what was made for this model alone.
     """
 
     mesh: DeviceMesh
     group: GroupCoordinator
+    copies: GroupCoordinator | None
     close: Callable[[], None]
 
 
@@ -59,34 +61,27 @@ def placement_of(
 
     Args:
         config: The sizes asked for.
-        state: Its ``fs`` and ``replicate`` groups are used if they are what is asked for; else
-            groups are made over its ranks. Default: the current state.
+        state: Its ``fs`` and ``replicate`` groups are used if its layout has them; else groups
+            are made over its ranks. Default: the current state.
         mesh: In place of a state: dimensions ``("replicate", "shard")`` or ``("shard",)``.
 
     Raises:
-        ParallelConfigError: The sizes do not multiply to the ranks there are, or ranks would
-            share weights that differ.
+        ParallelConfigError: The sizes contradict those of the layout or do not multiply to the
+            ranks there are, or ranks would share weights that differ.
         ParallelError: Neither a state nor a mesh.
     """
     if mesh is not None:
         return _on_mesh(config, mesh)
     state = get_parallel_state() if state is None else state
     layout = state.layout
-    asked = (config.hsdp_replicate_size, config.hsdp_shard_size)
     _check_current(state.device)
-    if layout.fs > 1 and asked == (layout.replicate, layout.fs):
-        return Placement(*asked, state.device, cache(lambda: _of_state(state, _nothing)))
+    if layout.fs > 1:
+        _check_agrees(config, layout)
+        sizes = layout.replicate, layout.fs
+        return Placement(*sizes, state.device, cache(lambda: _of_state(state, _nothing)))
     replicate, shard = resolve_sizes(config, layout.world_size)
-    if (replicate, shard) == (layout.replicate, layout.fs):
-        return Placement(replicate, shard, state.device, cache(lambda: _of_state(state, _nothing)))
-    apart = {name: getattr(layout, name) for name in ("tp", "pp") if getattr(layout, name) > 1}
-    if apart and shard > 1:
-        msg = (
-            f"weights cannot be sharded over all {layout.world_size} ranks of a layout with "
-            f"{', '.join(f'{name}={size}' for name, size in apart.items())}, whose ranks hold "
-            "different weights; put fs= and replicate= into the layout"
-        )
-        raise ParallelConfigError(msg)
+    if shard > 1:
+        _check_alike(layout)
 
     def make() -> Ranks:
         own = ParallelState(
@@ -98,6 +93,36 @@ def placement_of(
         return _of_state(own, own.destroy)
 
     return Placement(replicate, shard, state.device, cache(make))
+
+
+def _check_agrees(config: HSDPInferenceConfig, layout: ParallelLayout) -> None:
+    """Check that a configuration leaves the sizes to a layout that has them, or says the same."""
+    replicate, shard = config.hsdp_replicate_size, config.hsdp_shard_size
+    open_to_it = shard == REST and replicate in (1, layout.replicate)
+    if not open_to_it and (replicate, shard) != (layout.replicate, layout.fs):
+        msg = (
+            f"hsdp_replicate_size={replicate}, hsdp_shard_size={shard} contradict the layout, "
+            f"which has replicate={layout.replicate} and fs={layout.fs}; legal here (replicate × "
+            f"shard): {layout.replicate} × {layout.fs}, or hsdp_shard_size=-1"
+        )
+        raise ParallelConfigError(msg)
+
+
+def _check_alike(layout: ParallelLayout) -> None:
+    """Check that all ranks of a layout without ``fs`` hold the same weights and call them alike."""
+    reasons = {
+        "tp": "whose ranks hold different weights",
+        "pp": "whose ranks hold different weights",
+        "dp": "whose ranks call the model unequally often",
+    }
+    for name, reason in reasons.items():
+        size = getattr(layout, name)
+        if size > 1:
+            msg = (
+                f"weights cannot be sharded over all {layout.world_size} ranks of a layout with "
+                f"{name}={size}, {reason}; put fs= and replicate= into the layout"
+            )
+            raise ParallelConfigError(msg)
 
 
 def _check_current(device: torch.device) -> None:
@@ -118,7 +143,8 @@ def _nothing() -> None:
 
 def _of_state(state: ParallelState, close: Callable[[], None]) -> Ranks:
     names = _NAMES if state.layout.replicate > 1 else _NAMES[1:]
-    return Ranks(state.mesh(names), state.fs, close)
+    copies = state.replicate if state.layout.replicate > 1 else None
+    return Ranks(state.mesh(names), state.fs, copies, close)
 
 
 def _on_mesh(config: HSDPInferenceConfig, mesh: DeviceMesh) -> Placement:
@@ -141,8 +167,15 @@ def _on_mesh(config: HSDPInferenceConfig, mesh: DeviceMesh) -> Placement:
     device = _device_of(mesh.device_type)
 
     def make() -> Ranks:
-        group = GroupCoordinator.from_device_mesh(mesh, "shard", device=device)
-        return Ranks(mesh, group, group.destroy)
+        found = [GroupCoordinator.from_device_mesh(mesh, "shard", device=device)]
+        if replicate > 1:
+            found.append(GroupCoordinator.from_device_mesh(mesh, "replicate", device=device))
+
+        def close() -> None:
+            for group in found:
+                group.destroy()
+
+        return Ranks(mesh, found[0], found[1] if replicate > 1 else None, close)
 
     return Placement(replicate, shard, device, cache(make))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
 from omni_hsdp.gather_policy import GatherPolicy
@@ -88,6 +89,22 @@ class ShardedParameter:
         return length * math.prod(self.shape[1:]) * self.itemsize
 
 
+class CastTensor(NamedTuple):
+    """A tensor that another dtype stands in for.
+
+    Attributes:
+        held: The parameters or buffers of a module.
+        name: Its name there.
+        original: What was there.
+        new: What is there now.
+    """
+
+    held: dict[str, Any]
+    name: str
+    original: Tensor
+    new: Tensor
+
+
 @dataclass
 class ShardedModel:
     """A model whose weights are sharded.
@@ -114,6 +131,8 @@ class ShardedModel:
     policy: GatherPolicy
     parameters: list[ShardedParameter] = field(default_factory=list)
     grads: dict[nn.Parameter, bool] = field(default_factory=dict)
+    casts: list[CastTensor] = field(default_factory=list)
+    output_hook: RemovableHandle | None = None
     ranks: Ranks | None = None
     gatherer: Gatherer | None = None
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelError
+from omni_hsdp.casting import restore_casts
 from omni_hsdp.fsdp_internals import can_remove, keep_class_name, remove_fully_shard
 from omni_hsdp.gatherer import Gatherer
 from omni_hsdp.grad_flags import GradFlags
@@ -126,6 +127,7 @@ def unshard(record: ShardedModel) -> None:
     """
     check_removable(record)
     forget(record)
+    restore_casts(record)
     if record.ranks is None or record.gatherer is None:
         return
     record.gatherer.release()

@@ -43,7 +43,7 @@ def with_text_encoders(ranks, replicate):
     with sharing(ranks, replicate) as state:
         expected, parts = picture(pipeline), [getattr(pipeline, name) for name in NAMES]
         before = [snapshot(part) for part in parts]
-        with HSDPStrategy(text_encoders=True).apply(pipeline, state):
+        with HSDPStrategy().apply(pipeline, state, text_encoders=True):
             sharded = [is_sharded(part) for part in parts]
             blocks = [len(hsdp_report(part).blocks) for part in parts]
             found = [torch.equal(picture(pipeline), expected)]
@@ -74,7 +74,7 @@ def beside_sequence_parallelism():
     with state.use(), torch.no_grad():
         with split():
             expected = picture(pipeline)
-        with HSDPStrategy(text_encoders=True).apply(pipeline, state), split():
+        with HSDPStrategy().apply(pipeline, state, text_encoders=True), split():
             sharded = all(is_sharded(getattr(pipeline, name)) for name in NAMES)
             found = torch.equal(picture(pipeline), expected)
     state.destroy()

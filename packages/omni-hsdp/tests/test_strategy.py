@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from toy_sharded import config, differences, equal, seeded, sharing, snapshot, toy
 
 from omni_group_coordinator import ParallelConfigError
-from omni_hsdp import HSDPStrategy, apply_hsdp_to_model, handle_of, strategy
+from omni_hsdp import apply_hsdp_to_model, handle_of, strategy
 from omni_parallel_state import ParallelLayout, ParallelState
 
 
@@ -25,28 +25,28 @@ def is_sharded(module):
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
-def apply_strategy(which):
+def apply_strategy(**options):
     pipe, x = pipeline(), seeded(2, 6)
     models = (pipe.transformer, pipe.unet, pipe.vae)
     with sharing(2) as state:
         before = [(model(x), snapshot(model)) for model in models]
-        with which.apply(pipe, state):
+        with strategy.apply(pipe, state, **options):
             sharded = [is_sharded(model) for model in models]
             same = [equal(model(x), out) for model, (out, _) in zip(models, before, strict=True)]
         rest = [differences(old, snapshot(m)) for m, (_, old) in zip(models, before, strict=True)]
-        handle = which.apply(pipe.vae, state)
+        handle = strategy.apply(pipe.vae, state)
         alone = is_sharded(pipe.vae)
         handle.remove()
         return sharded, all(same), rest, alone
 
 
 def test_it_shards_what_predicts_noise(ranks):
-    for found in ranks.run(apply_strategy, strategy, world_size=2):
+    for found in ranks.run(apply_strategy, world_size=2):
         assert found == ([True, True, False], True, [[], [], []], True)
 
 
-def test_it_shards_the_components_that_it_is_made_for(ranks):
-    for found in ranks.run(apply_strategy, HSDPStrategy(("vae",)), world_size=2):
+def test_it_shards_the_components_that_it_is_asked_for(ranks):
+    for found in ranks.run(apply_strategy, components=("vae",), world_size=2):
         assert found[0] == [False, False, True]
 
 
@@ -69,7 +69,9 @@ def test_a_pipeline_without_such_modules():
         with pytest.raises(ParallelConfigError, match=r"transformer.*its modules: vae"):
             strategy.apply(SimpleNamespace(vae=toy()), state)
         with pytest.raises(ParallelConfigError, match="text_encoder"):
-            HSDPStrategy(("transformer", "text_encoder")).apply(pipeline(), state)
+            strategy.apply(pipeline(), state, components=("transformer", "text_encoder"))
+        with pytest.raises(ParallelConfigError, match="dtype: no option.*legal: param_dtype"):
+            strategy.apply(pipeline(), state, dtype=torch.float16)
 
 
 def test_one_rank_is_left_alone():

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from omni_parallel.demo.interrupts import SIGNALS, Interrupts
+from omni_parallel.launching.interrupts import SIGNALS, Interrupts
 
 PATIENCE_S = 60.0
 SCRIPT = """
@@ -33,8 +33,8 @@ if __name__ == "__main__":
 
 Path(sys.argv[1], str(os.getpid())).touch()
 
-from omni_parallel.demo.interrupts import end_with_launcher
-from omni_parallel.demo.processes import run_processes
+from omni_parallel.launching.interrupts import end_with_launcher
+from omni_parallel.launching.processes import run_processes
 
 
 def wait(folder):

@@ -17,9 +17,11 @@ INTERRUPTED = 130
 def commands() -> click.Group:
     """The command with its sub-commands; torch, which they need, is slow to import."""
     from omni_parallel.demo.command import demo
+    from omni_parallel.run.command import run
 
     group = click.Group("omni-parallel", help="Run diffusion models on several ranks.")
-    group.add_command(demo)
+    for command in (demo, run):
+        group.add_command(command)
     return click.version_option(__version__, package_name="omni-parallel")(group)
 
 
@@ -32,7 +34,9 @@ def main() -> None:
         try:
             sys.exit(commands().main(standalone_mode=False))
         except ParallelError as error:
-            Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+            Console(stderr=True).print(
+                f"error: {error}", markup=False, highlight=False, soft_wrap=True
+            )
             sys.exit(1)
     except click.ClickException as error:
         error.show()

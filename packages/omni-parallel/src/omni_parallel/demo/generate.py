@@ -18,10 +18,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import record_traffic
-from omni_parallel.demo.interrupts import end_with_launcher
 from omni_parallel.demo.layouts import options_of, strategies_of
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
+from omni_parallel.launching.interrupts import end_with_launcher
 from omni_parallel.v1 import load_strategy
 from omni_parallel_state import (
     ParallelLayout,

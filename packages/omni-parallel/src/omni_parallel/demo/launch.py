@@ -17,11 +17,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from omni_group_coordinator import ParallelError
 from omni_parallel.demo.generate import PROGRESS, RankReport, run_rank
-from omni_parallel.demo.processes import POLL_SECONDS, run_processes
 from omni_parallel.demo.request import DemoRequest
+from omni_parallel.launching.failures import first_failure
+from omni_parallel.launching.processes import POLL_SECONDS, run_processes
 from omni_parallel_state import ParallelLayout
-
-_LAST_LINES = 30
 
 
 @dataclass(frozen=True)
@@ -93,22 +92,12 @@ def launch(
                 args = (request, layout, folder, device)
                 reports = run_processes(run_rank, args, layout.world_size, folder)
             except ChildFailedError as error:
-                raise ParallelError(_first_failure(error)) from None
+                raise ParallelError(first_failure(error)) from None
         pictures = tuple(
             torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True)
             for rank in range(layout.world_size)
         )
     return RunResult(layout, tuple(reports[rank] for rank in sorted(reports)), pictures)
-
-
-def _first_failure(error: ChildFailedError) -> str:
-    rank, failure = error.get_first_failure()
-    message = failure.message
-    if isinstance(message, dict):
-        message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
-    lines = str(message).strip().splitlines()[-_LAST_LINES:]
-    signal = f" by signal {-failure.exitcode}" if failure.exitcode < 0 else ""
-    return f"rank {rank} was the first to fail{signal} (all ranks have ended):\n" + "\n".join(lines)
 
 
 @contextmanager

@@ -6,20 +6,11 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol, Self, runtime_checkable
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.v1.installed_packages import API, PACKAGES, check_package, unknown_api
 from omni_parallel_state import ParallelState
 
-STRATEGY_GROUP = "omni_parallel.v1.strategies"
+STRATEGY_GROUP = f"omni_parallel.v{API}.strategies"
 """Entry-point group; the version of the API is part of its name."""
-
-# What to install for the strategies of this project; others name themselves.
-_PACKAGES = {
-    "sp": "omni-sp",
-    "cfgp": "omni-cfgp",
-    "pp": "omni-pp",
-    "pipefusion": "omni-pp",
-    "hsdp": "omni-hsdp",
-    "vae_patch": "omni-vae-patch",
-}
 
 
 @runtime_checkable
@@ -64,16 +55,22 @@ def load_strategy(name: str) -> Strategy:
     """The installed strategy of this name.
 
     Raises:
-        ParallelConfigError: It is not installed, or what is installed is no strategy.
+        ParallelConfigError: It is not installed, or what is installed is no strategy or of a
+            version that does not go together with this package.
     """
     for entry in entry_points(group=STRATEGY_GROUP):
         if entry.name == name:
+            check_package(name, entry.dist)
             strategy = entry.load()
             if isinstance(strategy, Strategy):
                 return strategy
             msg = f"entry point {entry.value!r} of strategy {name!r} is no strategy: {strategy!r}"
             raise ParallelConfigError(msg)
+    raise ParallelConfigError(unknown_api(name) or missing_text(name))
+
+
+def missing_text(name: str) -> str:
+    """What to say of a strategy that is not installed."""
     installed = ", ".join(available_strategies()) or "none"
-    remedy = f"; try: pip install {_PACKAGES[name]}" if name in _PACKAGES else ""
-    msg = f"strategy {name!r} is not installed (installed: {installed}){remedy}"
-    raise ParallelConfigError(msg)
+    remedy = f"; try: pip install {PACKAGES[name]}" if name in PACKAGES else ""
+    return f"strategy {name!r} is not installed (installed: {installed}){remedy}"

@@ -1,0 +1,53 @@
+"""What to say when ranks fail: the first one's own words."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+LAST_LINES = 30
+
+
+def first_failure(error: ChildFailedError, said: str = "") -> str:
+    """Which rank was the first to fail, of what, and its traceback.
+
+    Args:
+        error: Of the agent, when every rank has ended.
+        said: What the rank printed, where it left no record of its error.
+    """
+    rank, failure = error.get_first_failure()
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
+    text = said.strip() or str(message).strip()
+    lines = text.splitlines()[-LAST_LINES:]
+    return f"rank {rank} was the first to fail{how(failure)} (all ranks have ended):\n" + "\n".join(
+        lines
+    )
+
+
+def how(failure: ProcessFailure) -> str:
+    """How a process ended: by which signal, or with which status."""
+    if failure.exitcode >= 0:
+        return ""
+    number = -failure.exitcode
+    try:
+        name = f" ({signal.Signals(number).name})"
+    except ValueError:
+        name = ""
+    return f" by signal {number}{name}"
+
+
+def last_words(folder: Path) -> str:
+    """The end of what a rank printed as errors, or else at all.
+
+    Args:
+        folder: Of the rank, in that of the agent's logs.
+    """
+    for name in ("stderr.log", "stdout.log"):
+        file = folder / name
+        if file.is_file() and (text := file.read_text(errors="replace").strip()):
+            return "\n".join(text.splitlines()[-LAST_LINES:])
+    return ""

@@ -1,0 +1,1 @@
+"""``omni-parallel run``: a user's script on several ranks."""

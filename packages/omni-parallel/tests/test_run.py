@@ -1,0 +1,195 @@
+"""``omni-parallel run``: every rank ends, and the first that failed has the first word."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from omni_parallel.run.command import run
+from omni_parallel.run.first_words import FirstWords
+
+CLI = "from omni_parallel.cli import main; main()"
+SCRIPT = """
+import os, signal, sys, time
+import torch.distributed as dist
+
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+rank, what = int(os.environ["RANK"]), sys.argv[1]
+print("rank", rank, "of", os.environ["WORLD_SIZE"], *sys.argv[2:], flush=True)
+print("layout", os.environ.get("OMNI_PARALLEL_LAYOUT"), file=sys.stderr, flush=True)
+if what == "sleep":
+    time.sleep(600)
+if what == "stubborn" and rank == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+if what == "stubborn":
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+dist.init_process_group("gloo")
+if what == "raise" and rank == 1:
+    raise ValueError("the odd one")
+if what == "kill" and rank == 1:
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT)
+    return file
+
+
+def call(*arguments: object, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CLI, "run", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def ranks_of(script: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if str(script) in line and "run" not in line:
+            found.append(process)
+    return found
+
+
+def test_rank_0_has_the_terminal_and_the_layout_comes_along(script: Path) -> None:
+    done = call("--layout", "cfg=2", script, "go", "--steps", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "rank 0 of 2 --steps 3\n"
+    assert "layout cfg=2" in done.stderr
+
+
+def test_all_output_shows_every_rank(script: Path) -> None:
+    done = call("--nproc", 2, "--all-output", script, "go")
+    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
+
+
+def test_the_first_to_fail_has_the_first_word(script: Path) -> None:
+    done = call("--nproc", 3, script, "raise")
+    assert done.returncode == 1
+    said = done.stderr
+    assert said.index("rank 1 was the first to fail") < said.index("ValueError: the odd one")
+    assert said.index("ValueError: the odd one") < said.index("rank 0 had to end too")
+    assert said.count("rank 0 had to end too") == said.count("ValueError: the odd one") == 1
+    assert ranks_of(script) == []
+
+
+@pytest.mark.parametrize("what", ["kill", "stubborn"])
+def test_a_killed_rank_is_named_and_the_others_end(script: Path, what: str) -> None:
+    start = time.monotonic()
+    done = call("--nproc", 2, script, what)
+    assert time.monotonic() - start < 30
+    assert done.returncode == 1
+    assert "rank 1 was the first to fail by signal 9 (SIGKILL)" in done.stderr
+    assert ranks_of(script) == []
+
+
+def test_ctrl_c_ends_every_rank_and_says_so(script: Path) -> None:
+    code = f"import signal; signal.signal(2, signal.default_int_handler); {CLI}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "--nproc", "2", str(script), "sleep"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "rank 0 of 2\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted; every rank has ended" in said
+    assert "Traceback" not in said
+    assert ranks_of(script) == []
+
+
+def test_a_folder_keeps_what_ranks_print(script: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    done = call("--nproc", 2, "--log-dir", logs, script, "raise")
+    assert f"what every rank printed: {logs}" in done.stderr
+    (kept,) = logs.glob("*/attempt_0/1/stderr.log")
+    assert "the odd one" in kept.read_text()
+
+
+def test_two_hosts_meet_at_an_endpoint(script: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes", "2", "--rdzv-endpoint", f"localhost:{port}", "--nproc", "1"]
+    found: list[subprocess.CompletedProcess[str]] = []
+    hosts = [
+        threading.Thread(target=lambda: found.append(call(*options, script, "go"))) for _ in "ab"
+    ]
+    for host in hosts:
+        host.start()
+    for host in hosts:
+        host.join()
+    assert [done.returncode for done in found] == [0, 0], [done.stderr for done in found]
+    assert sorted(done.stdout for done in found) == ["rank 0 of 2\n", "rank 1 of 2\n"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nproc", "2", "--layout", "ulysses=3"], "ulysses=3 does not divide the world of 2"),
+        (["--layout", "warp=3"], "unknown: warp"),
+        (["--nnodes", "2", "--nproc", "1"], "needs --rdzv-endpoint HOST:PORT"),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a:1", "--layout", "ulysses=3"],
+            "3 ranks of the layout on 2 hosts",
+        ),
+        (["--nproc", "0"], "0 is not in the range"),
+    ],
+)
+def test_options_that_cannot_be(script: Path, options: list[str], said: str) -> None:
+    result = CliRunner().invoke(run, [*options, str(script)])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_script_that_is_not_there() -> None:
+    result = CliRunner().invoke(run, ["--nproc", "2", "none.py"])
+    assert result.exit_code == 2
+    assert "'none.py' does not exist" in result.output
+
+
+def test_a_traceback_waits_and_other_words_do_not(tmp_path: Path, monkeypatch) -> None:
+    shown = io.StringIO()
+    words = FirstWords(tmp_path, shown)
+    file = tmp_path / "run" / "attempt_0" / "0" / "stderr.log"
+    file.parent.mkdir(parents=True)
+    with words.shown():
+        file.write_text("one\n[rank0]: Traceback (most recent call last):\n  odd\n")
+        time.sleep(0.5)
+        assert shown.getvalue() == "one\n"
+    assert words.rest().endswith("odd\n")
+    monkeypatch.setattr("omni_parallel.run.first_words.HOLD_SECONDS", 0.2)
+    with words.shown():
+        with file.open("a") as more:
+            more.write("Traceback (most recent call last):\n  caught\n")
+        time.sleep(1)
+        assert shown.getvalue().endswith("  caught\n")

@@ -151,9 +151,13 @@ class ShardedConvolution:
         own = x.narrow(dim, top, length - top - bottom)
         before, after = reach.halo(reach.padding or top)
         shard.check_reach(own.shape[dim], before, after, self._where)
-        first, last = shard.halo(own, before, after, self._where)
         if reach.stride == 1 and before + after <= own.shape[dim]:
-            return self._mended(x, weight, bias, shard, (first, own, last), before + after)
+            near = before + after
+            arrived = shard.halo_meanwhile(own, before, after, self._where)
+            out = self._original(x, weight, bias)
+            first, last = arrived()
+            return self._mended(out, weight, bias, shard, (first, own, last), near)
+        first, last = shard.halo(own, before, after, self._where)
         # At the borders of the whole stands what would stand there on one rank.
         if shard.is_first:
             first = x.narrow(dim, 0, top) if top else self._border(own, dim, before, 0)
@@ -166,20 +170,20 @@ class ShardedConvolution:
 
     def _mended(
         self,
-        x: Tensor,
+        out: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         shard: SpatialShard,
         rows: tuple[Tensor, Tensor, Tensor],
         near: int,
     ) -> Tensor:
-        """The convolution of a shard as it is, and again of the few rows that need a neighbour's.
+        """The convolution of a shard as it is, and anew the few rows that need a neighbour's.
 
         A copy of the shard that has those rows beside it would take as long as a narrow
-        convolution.
+        convolution, and the neighbour's rows are under way meanwhile.
 
         Args:
-            x: The input, with what the caller has put around it.
+            out: The convolution of the shard as it is.
             weight: Of the module.
             bias: Of the module.
             shard: The call that is under way.
@@ -187,7 +191,6 @@ class ShardedConvolution:
             near: How many rows of the shard an output row sees beside those of a neighbour.
         """
         dim, (first, own, last) = shard.dim, rows
-        out = self._original(x, weight, bias)
         before, after = first.shape[dim], last.shape[dim]
         if before and not shard.is_first:
             joined = torch.cat([first, own.narrow(dim, 0, near)], dim)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -17,31 +15,9 @@ from omni_group_coordinator import (
     halo_exchange,
 )
 from omni_vae_patch.spatial.partition import Partition
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something that all ranks with rows do at once.
-
-    Attributes:
-        dim: Of the tensor, along which they hold parts of a whole.
-        before: Rows wanted before a part; ``None``: the whole is.
-        after: Rows wanted after it.
-        lengths: Of each rank's part.
-        rows: Of each tensor that this rank gets.
-    """
-
-    dim: int
-    before: int | None
-    after: int | None
-    lengths: list[int]
-    rows: tuple[int, ...]
-
-
-Taken = tuple[Step, tuple[int, ...], torch.dtype, torch.device]
-"""A step that was done, and this rank's tensor in it."""
-
-_running: WeakValueDictionary[str, SpatialShard] = WeakValueDictionary()
+from omni_vae_patch.spatial.posted import can_post, post_halo
+from omni_vae_patch.spatial.steps import Step, Taken, with_length
+from omni_vae_patch.spatial.traced import running, traced_gather, traced_halo
 
 
 class SpatialShard:
@@ -70,13 +46,14 @@ class SpatialShard:
         self.taken: list[Taken] = []
         self.key = ""
         self._padding: tuple[str, int, int, int] | None = None
+        self._posted: Callable[[], tuple[Tensor, Tensor]] | None = None
         self.dim = partition.dim
         self.frames = 1
 
     def run_as(self, key: str) -> None:
         """Let compiled code that knows this key communicate for this call."""
         self.key = key
-        _running[key] = self
+        running[key] = self
 
     @property
     def rank(self) -> int:
@@ -182,14 +159,46 @@ class SpatialShard:
     def halo(self, x: Tensor, before: int, after: int, where: str) -> tuple[Tensor, Tensor]:
         """The rows before and after this rank's, fewer at the borders of the whole."""
         lengths = self.lengths(x.shape[self.dim], where)
-        stop = sum(lengths[: self._rank + 1])
-        rows = (min(before, stop - lengths[self._rank]), min(after, sum(lengths) - stop))
-        step = Step(self.dim, before, after, lengths, rows)
+        step = self._halo_step(lengths, before, after)
         if torch.compiler.is_compiling() and self.key:
-            first, last = traced_halo(x, self.key, self.dim, before, after, lengths, rows)
+            first, last = traced_halo(x, self.key, self.dim, before, after, lengths, step.rows)
         else:
             first, last = self.take(step, x)
         return first, last
+
+    def halo_meanwhile(
+        self, x: Tensor, before: int, after: int, where: str
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """As `halo`, of which the rows are under way until what is returned is called.
+
+        Before that, nothing else may be asked of the peers.
+        """
+        lengths = self.lengths(x.shape[self.dim], where)
+        alone = torch.compiler.is_compiling() or self._draining is not None
+        if alone or not can_post(lengths, before, after):
+            rows = self.halo(x, before, after, where)
+            return lambda: rows
+        step = self._halo_step(lengths, before, after)
+        wait = post_halo(self._group, x, self.dim, (step.rows[0], step.rows[1]), (before, after))
+        if wait is None:
+            rows = self.halo(x, before, after, where)
+            return lambda: rows
+        # Now, not after the wait: what is sent is not to be sent again, whatever fails meanwhile.
+        self.taken.append((step, tuple(x.shape), x.dtype, x.device))
+        self._posted = wait
+        return self._arrived
+
+    def _arrived(self) -> tuple[Tensor, Tensor]:
+        if self._posted is None:
+            msg = "no rows are under way"
+            raise ParallelError(msg)
+        wait, self._posted = self._posted, None
+        return wait()
+
+    def _halo_step(self, lengths: list[int], before: int, after: int) -> Step:
+        stop = sum(lengths[: self._rank + 1])
+        rows = (min(before, stop - lengths[self._rank]), min(after, sum(lengths) - stop))
+        return Step(self.dim, before, after, lengths, rows)
 
     def gather(self, x: Tensor, dim: int, lengths: Sequence[int]) -> Tensor:
         """The tensors of all ranks with rows, joined; ``lengths`` says how much each has."""
@@ -223,6 +232,8 @@ class SpatialShard:
         For the rank whose call failed: it goes through the call once more without computing
         anything, so that its peers come to the end of theirs and learn of it.
         """
+        if self._posted is not None:
+            self._arrived()  # so that nothing is under way that nobody waits for
         self._draining = len(self.taken)
         self._steps = 0
         self._padding = None
@@ -252,55 +263,4 @@ class SpatialShard:
                 elsewhere.submit(
                     lambda: self._communicate(step, torch.zeros(shape, dtype=dtype, device=device))
                 ).result()
-        return [_with_length(x, step.dim, rows) for rows in step.rows]
-
-
-def _with_length(x: Tensor, dim: int, length: int) -> Tensor:
-    shape = list(x.shape)
-    shape[dim] = length
-    return x.new_empty(shape)
-
-
-# -- in a compiled decoder ---------------------------------------------------------------------
-# As operators that torch.compile does not look into, so that steps are known there as well.
-
-
-@torch.library.custom_op("omni_vae_patch::halo", mutates_args=())
-def traced_halo(
-    x: Tensor,
-    key: str,
-    dim: int,
-    before: int,
-    after: int,
-    lengths: Sequence[int],
-    rows: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """The halo of the shard of this key."""
-    step = Step(dim, before, after, list(lengths), tuple(rows))
-    first, last = _running[key].take(step, x)
-    return first.contiguous(), last.contiguous()  # as those without content below
-
-
-@traced_halo.register_fake
-def _(
-    x: Tensor,
-    key: str,
-    dim: int,
-    before: int,
-    after: int,
-    lengths: Sequence[int],
-    rows: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    return _with_length(x, dim, rows[0]), _with_length(x, dim, rows[1])
-
-
-@torch.library.custom_op("omni_vae_patch::gather", mutates_args=())
-def traced_gather(x: Tensor, key: str, dim: int, lengths: Sequence[int], total: int) -> Tensor:
-    """The tensors of all ranks, joined, by the shard of this key."""
-    (whole,) = _running[key].take(Step(dim, None, None, list(lengths), (total,)), x)
-    return whole.contiguous()
-
-
-@traced_gather.register_fake
-def _(x: Tensor, key: str, dim: int, lengths: Sequence[int], total: int) -> Tensor:
-    return _with_length(x, dim, total)
+        return [with_length(x, step.dim, rows) for rows in step.rows]

@@ -19,7 +19,8 @@ from omni_vae_patch.attributes import attributes_kept
 from omni_vae_patch.spatial.cast_weights import cast_without_content
 from omni_vae_patch.spatial.partition import Partition
 from omni_vae_patch.spatial.region import Region
-from omni_vae_patch.spatial.shard import SpatialShard, Taken
+from omni_vae_patch.spatial.shard import SpatialShard
+from omni_vae_patch.spatial.steps import Taken
 from omni_vae_patch.spatial.whole_outputs import sharded_tensor, with_tensor
 from omni_vae_patch.vae_config import Result
 

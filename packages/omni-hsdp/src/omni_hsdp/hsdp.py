@@ -88,16 +88,7 @@ def apply_on(
 
     `finish` is to follow, once the values are there.
     """
-    if policy not in (None, "auto") and not isinstance(policy, GatherPolicy):
-        msg = f"policy={policy!r}; legal: a GatherPolicy, 'auto', or None"
-        raise ParallelConfigError(msg)
-    given = policy if isinstance(policy, GatherPolicy) else _default_policy(config)
-    if given.cpu_offload and placement.shard == 1:
-        msg = (
-            "cpu_offload=True: one rank has no shares that could be in host memory; legal: a "
-            "policy without it, or a hsdp_shard_size of 2 and above"
-        )
-        raise ParallelConfigError(msg)
+    given = _checked_policy(policy, config, placement.shard)
     blocks = find_blocks(model, conditions)
     cast_to = gather_dtype(model, config.param_dtype)
     whole = whole_parameters(model, blocks, ignored_modules(model, ignored), cast_to)
@@ -217,8 +208,20 @@ def handle_of(model: nn.Module) -> Handle:
     return ShardedHandle([model])
 
 
-def _default_policy(config: HSDPInferenceConfig) -> GatherPolicy:
-    return GatherPolicy(keep="none" if config.reshard_after_forward else "all")
+def _checked_policy(policy: Policy, config: HSDPInferenceConfig, shard: int) -> GatherPolicy:
+    """The policy to begin with."""
+    if policy not in (None, "auto") and not isinstance(policy, GatherPolicy):
+        msg = f"policy={policy!r}; legal: a GatherPolicy, 'auto', or None"
+        raise ParallelConfigError(msg)
+    if not isinstance(policy, GatherPolicy):
+        return GatherPolicy(keep="none" if config.reshard_after_forward else "all")
+    if policy.cpu_offload and shard == 1:
+        msg = (
+            "cpu_offload=True: one rank has no shares that could be in host memory; legal: a "
+            "policy without it, or a hsdp_shard_size of 2 and above"
+        )
+        raise ParallelConfigError(msg)
+    return policy
 
 
 def _with_something_to_shard(

@@ -17,10 +17,11 @@ INTERRUPTED = 130
 def commands() -> click.Group:
     """The command with its sub-commands; torch, which they need, is slow to import."""
     from omni_parallel.demo.command import demo
+    from omni_parallel.doctor.command import doctor
     from omni_parallel.run.command import run
 
     group = click.Group("omni-parallel", help="Run diffusion models on several ranks.")
-    for command in (demo, run):
+    for command in (demo, run, doctor):
         group.add_command(command)
     return click.version_option(__version__, package_name="omni-parallel")(group)
 

@@ -1,0 +1,1 @@
+"""``omni-parallel doctor``: what is here, whether ranks can talk, and what is wrong."""

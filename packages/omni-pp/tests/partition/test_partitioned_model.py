@@ -14,6 +14,8 @@ from partition_flow import all_stages, run_chunks
 from partition_images import flux, flux_call
 from partition_models import CASES
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from omni_group_coordinator import ParallelConfigError
 from omni_pp.partition import PartitionedModel, partition_model
@@ -273,6 +275,22 @@ def test_cutting_twice() -> None:
     list(part.materialize("cpu"))
     part.restore()
     assert partition_model(model, 5, stage=0).boundaries == (0, 1, 2, 3, 4, 5)
+
+
+def test_weights_that_ranks_share_are_refused_by_name() -> None:
+    model = toys.Toy()
+    mesh = DeviceMesh("cpu", [0], _init_backend=False, _rank=0)
+    local = model.blocks[3].linear.weight.detach()
+    shared = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+    model.blocks[3].linear.weight = nn.Parameter(shared)
+    before = everything(model)
+    with pytest.raises(ParallelConfigError) as caught:
+        partition_model(model, 2, stage=0)
+    text = str(caught.value)
+    assert "Toy cannot be cut into stages while ranks share its weights" in text
+    assert "(blocks.3.linear.weight is distributed)" in text
+    assert "Legal: remove_hsdp(), cut it first, and then shard" in text
+    assert all(tensor is before[key] for key, tensor in everything(model).items())
 
 
 def test_one_stage_is_the_model() -> None:

@@ -4,7 +4,13 @@ from omni_pp.partition.balance import cut_blocks, measure_block_costs
 from omni_pp.partition.block_lists import BlockList, find_block_lists
 from omni_pp.partition.chunk import Chunk
 from omni_pp.partition.loading import load_stage
-from omni_pp.partition.partition import Balance, partition_model, partition_of, refuse_other_cut
+from omni_pp.partition.partition import (
+    Balance,
+    distributed_weight,
+    partition_model,
+    partition_of,
+    refuse_other_cut,
+)
 from omni_pp.partition.partitioned_model import PartitionedModel
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "Chunk",
     "PartitionedModel",
     "cut_blocks",
+    "distributed_weight",
     "find_block_lists",
     "load_stage",
     "measure_block_costs",

@@ -58,6 +58,7 @@ def partition_model(
     if partition_of(model) is not None:
         msg = f"this {type(model).__name__} is cut into stages already; restore it first"
         raise ParallelConfigError(msg)
+    _refuse_sharded(model)
     lists = find_block_lists(model, block_lists)
     table = BlockTable(model, lists)
     _check_count(model, len(table), stages, virtual_stages)
@@ -133,6 +134,25 @@ def _check_stages(stages: int, stage: int, virtual_stages: int) -> None:
     if not 0 <= stage < stages:
         msg = f"stage={stage} of {stages} stages; legal: 0 to {stages - 1}"
         raise ParallelConfigError(msg)
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    if (name := distributed_weight(model)) is not None:
+        msg = (
+            f"{type(model).__name__} cannot be cut into stages while ranks share its weights "
+            f"({name} is distributed): a stage would let go of shares that others gather. Legal: "
+            "remove_hsdp(), cut it first, and then shard what each stage holds over ranks of that "
+            "stage, such as the layout pp=2, ulysses=2, fs=2"
+        )
+        raise ParallelConfigError(msg)
+
+
+def distributed_weight(model: nn.Module) -> str | None:
+    """Name of a parameter of which this rank has a share; ``None`` if it has all of each."""
+    from torch.distributed.tensor import DTensor
+
+    found = (name for name, one in model.named_parameters() if isinstance(one, DTensor))
+    return next(found, None)
 
 
 def _check_count(model: nn.Module, count: int, stages: int, virtual_stages: int) -> None:

@@ -25,7 +25,7 @@ from omni_parallel_state.denoising.replaced_calls import (
     watch_scheduler,
 )
 from omni_parallel_state.denoising.requests import agree
-from omni_pp.partition import PartitionedModel, partition_of
+from omni_pp.partition import PartitionedModel, distributed_weight, partition_of
 from omni_pp.pp_config import PipelineParallelConfig
 from omni_pp.stages.agreement import agree_on
 from omni_pp.stages.cutting import as_cut, check_caches, cut
@@ -118,7 +118,8 @@ def apply_stages(
             if (target := weak()) is not None:
                 _handles.pop(target, None)
 
-    handle = PipelineHandle(remove, pipeline, applied.turns, applied.partitions)
+    check = applied.check_removable
+    handle = PipelineHandle(remove, pipeline, applied.turns, applied.partitions, check)
     for target in targets:
         _handles[target] = handle
     return handle
@@ -197,6 +198,21 @@ class Applied:
         """Take everything off but the partition of weights, of which others may know nothing."""
         while self._undo:
             self._undo.pop()()
+
+    def check_removable(self) -> None:
+        """Look whether weights can be given back.
+
+        Raises:
+            ParallelError: The ranks of a stage share them.
+        """
+        for partition in self._cut_here:
+            if (name := distributed_weight(partition.model)) is not None:
+                msg = (
+                    f"the ranks of a stage share the weights of {type(partition.model).__name__} "
+                    f"({name} is distributed), so that a stage cannot give them to others; call "
+                    "remove_hsdp() first, and then remove() again"
+                )
+                raise ParallelError(msg)
 
     def remove(self) -> None:
         """Give everything back; a collective, for the weights come from the stages that hold them.

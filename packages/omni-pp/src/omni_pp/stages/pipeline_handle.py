@@ -20,6 +20,7 @@ class PipelineHandle(Handle):
         pipeline: The pipeline, or a denoiser.
         turns: Whose turn it is.
         partitions: The models that were cut, by name; empty on one rank.
+        check: Raises what `remove` is to raise before anything is undone.
 
     Attributes:
         partitions: As given.
@@ -31,11 +32,23 @@ class PipelineHandle(Handle):
         pipeline: Any,
         turns: RequestTurns,
         partitions: Mapping[str, PartitionedModel],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(undo)
         self._pipeline = ref(pipeline)
         self._turns = turns
         self.partitions = partitions
+        self._check = check
+
+    def remove(self) -> None:
+        """Give the pipeline back as it was; a second call does nothing.
+
+        Raises:
+            ParallelError: Ranks share the weights of stages; nothing was undone.
+        """
+        if not self.removed:
+            self._check()
+        super().remove()
 
     def run_together(self, requests: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Call the pipeline once for each request, so that they advance beside each other.

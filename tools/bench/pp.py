@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from bench.command import Rows, carry_out, common_options, parse_rows, race_rows
-from bench.pp_case import CASES, QUICK_CASES, StagedCase, race_case
+from bench.pp_case import CASES, OTHER_CASES, QUICK_CASES, StagedCase, race_case
 from bench.pp_contestants import (
     ALONE,
     STAGES,
@@ -29,14 +29,15 @@ def main(**given: Any) -> None:
 
     One image without guidance (plain), which leaves one rank idle; both branches of guidance, with
     1, 2 and 4 chunks on each rank; four images in a batch; two and three guided requests that run
-    together; and Ulysses, which splits tokens. What is timed is a pipeline's denoising loop,
+    together; one image in 2 to 8 patches, whose first step is exact and counts as such in the
+    ideal; and Ulysses, which splits tokens. What is timed is a pipeline's denoising loop,
     without text encoders and VAE. Every rank is a process with one thread. Stages are cut by the
     measured costs of blocks. Contestants take turns round by round; numbers are medians over the
     rounds, and ratios are taken within a round. An ideal counts idle stages and nothing else.
     """
     carry_out(
         given,
-        [*CASES.values(), *QUICK_CASES.values()],
+        [*CASES.values(), *OTHER_CASES.values()],
         parse,
         lambda rows: race_rows("stages on two ranks", rows, race_case),
         staged_parts,
@@ -50,7 +51,7 @@ def parse(given: Mapping[str, Any]) -> Rows[StagedCase, StageContestant]:
         ValueError: Something in it is unknown.
     """
     quick = given["quick"]
-    known, usual = {**CASES, **QUICK_CASES}, tuple(QUICK_CASES if quick else CASES)
+    known, usual = {**CASES, **OTHER_CASES, **QUICK_CASES}, tuple(QUICK_CASES if quick else CASES)
     rounds, everyone = QUICK_ROUNDS if quick else ROUNDS, stage_contestants()
     rows = parse_rows(given, known, usual, everyone, STAGES, rounds)
     works = {contestant.work for contestant in rows.contestants}

@@ -25,6 +25,18 @@ def ideal_of_requests(stages: int, requests: int, branches: int) -> float:
     return min(stages, requests * ideal(stages, branches))
 
 
+def ideal_of_patches(stages: int, steps: int, exact: int, exact_ideal: float) -> float:
+    """Speed-up of patches that follow each other from step to step, after some exact steps.
+
+    Args:
+        stages: How many ranks.
+        steps: Of an image.
+        exact: How many of them come first, and are not cut into patches.
+        exact_ideal: Speed-up of these.
+    """
+    return steps / (exact / exact_ideal + (steps - exact) / stages)
+
+
 def bytes_of_step(
     stages: int, virtual: int, micro_batches: int, flow: float, result: float
 ) -> tuple[float, ...]:

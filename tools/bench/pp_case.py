@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.harness import Progress, process_group
 from bench.pipelines import GuidedPipeline
-from bench.pp_contestants import ALONE, OWN, STAGES, Entrant, StageContestant
+from bench.pp_contestants import ALONE, EXACT_STEPS, OWN, STAGES, Entrant, StageContestant
 from bench.pp_results import StagedMeasured, StagedResult
 from bench.pp_work import GUIDED, UNGUIDED, Work, arguments, build_work
 from bench.race import from_all_ranks
@@ -55,7 +55,10 @@ CASES: Final = {
     case.name: case
     for case in (StagedCase("flux", 320), StagedCase("wan", 320), StagedCase("qwen", 320))
 }
+LARGE_CASES: Final = {case.name: case for case in (StagedCase("flux", 1280, 8),)}
+"""Of as many tokens as patches are for; run if they are asked for."""
 QUICK_CASES: Final = {case.name: case for case in (StagedCase("wan", 120, 8, 2),)}
+OTHER_CASES: Final = {**LARGE_CASES, **QUICK_CASES}
 
 
 @torch.no_grad()
@@ -123,7 +126,9 @@ def _ready(case: StagedCase, entrant: Entrant, reference: Tensor) -> Ready:
         contestant.side,
         mode=contestant.mode,
         work=contestant.work.name,
-        ideal=contestant.ideal,
+        ideal=contestant.ideal_of(case.steps),
+        patches=contestant.patches,
+        exact_share=EXACT_STEPS / case.steps,
     )
     ready = make_ready(
         measured,
@@ -144,7 +149,7 @@ def _ready(case: StagedCase, entrant: Entrant, reference: Tensor) -> Ready:
 
 def _count(case: StagedCase, entrant: Entrant, facts: dict[str, Any]) -> Traffic:
     """What each rank sends in a step: in a call of two steps less in a call of one."""
-    entrant.run(1)  # in its first call a contestant may have more to say
+    entrant.run(2)  # in its first calls a contestant may have more to say
 
     def sent(steps: int) -> tuple[int, dict[str, int]]:
         with record_traffic() as recording:

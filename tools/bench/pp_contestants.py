@@ -11,14 +11,17 @@ from torch import Tensor
 
 from bench.cfg_contestants import GuidanceContestant
 from bench.contestants import Contestant, Named, applied
+from bench.models import attention_bytes
 from bench.pipelines import GuidedPipeline
-from bench.pp_arithmetic import bytes_of_step, ideal, ideal_of_requests
+from bench.pp_arithmetic import bytes_of_step, ideal, ideal_of_patches, ideal_of_requests
 from bench.pp_work import BATCH, GUIDED, UNGUIDED, Work, arguments
 from omni_parallel_state import ParallelLayout
 
 STAGES: Final = 2
 OWN: Final = "omni-pp"
 ALONE: Final = "single"
+PATCHES: Final = (2, 3, 4, 8)
+EXACT_STEPS: Final = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StageContestant(Named):
         virtual: Chunks on each stage.
         micro_batches: Parts of a batch.
         requests: Calls of the pipeline that run together.
+        patches: Into which PipeFusion cuts an image; 0: it is not used.
     """
 
     side: str
@@ -40,6 +44,7 @@ class StageContestant(Named):
     virtual: int = 1
     micro_batches: int = 1
     requests: int = 1
+    patches: int = 0
 
     @property
     def alone(self) -> bool:
@@ -56,12 +61,19 @@ class StageContestant(Named):
         """Micro-batches of one request in a step."""
         return self.work.branches * self.micro_batches
 
+    def ideal_of(self, steps: int) -> float:
+        """The speed-up of an image of some steps, of which PipeFusion's first one is exact."""
+        if not self.patches:
+            return self.ideal
+        exact = ideal(STAGES, self.in_flight)
+        return ideal_of_patches(STAGES, steps, EXACT_STEPS, exact)
+
     @property
     def ideal(self) -> float:
-        """The speed-up that its schedule has if nothing costs anything."""
+        """The speed-up that its schedule has if nothing costs anything, in its steady state."""
         if self.alone:
             return 1.0
-        if self.side != OWN:
+        if self.side != OWN or self.patches:
             return STAGES
         if self.requests > 1:
             return ideal_of_requests(STAGES, self.requests, self.in_flight)
@@ -71,14 +83,26 @@ class StageContestant(Named):
         """Bytes that arithmetic says each rank sends in a step of all requests."""
         if self.side != OWN:
             return (_ulysses().formula(guided),) * STAGES
-        rows = self.work.images // self.micro_batches
+        rows, parts = self.work.images // self.micro_batches, max(1, self.patches)
+        flow = rows * guided.attention_bytes / layers
+        flow += (parts - 1) * _carried_bytes(guided)
         return bytes_of_step(
             STAGES,
             self.virtual,
-            self.requests * self.in_flight,
-            flow=rows * guided.attention_bytes / layers,
-            result=rows * guided.prediction_bytes,
+            self.requests * self.in_flight * parts,
+            flow=flow / parts,
+            result=rows * guided.prediction_bytes / parts,
         )
+
+
+def _carried_bytes(guided: GuidedPipeline) -> int:
+    """Of the text that goes with each patch but the first, where text goes through the blocks."""
+    from omni_pp.pipefusion.application import plan_of
+    from omni_pp.pipefusion.patch_plan import CARRIED_TEXT
+
+    plan = plan_of(guided.pipeline.transformer)
+    orders = {order for names in plan.attentions.values() for order in names.values()}
+    return 0 if orders == {"image"} else attention_bytes(CARRIED_TEXT, torch.float32)
 
 
 class Entrant:
@@ -106,6 +130,7 @@ class Entrant:
         return applied(ParallelLayout(pp=STAGES), "cpu", self._cut)
 
     def _cut(self, state: Any) -> Any:
+        from omni_pp.pipefusion import PipeFusionConfig, apply_pipefusion
         from omni_pp.pp_config import PipelineParallelConfig
         from omni_pp.stages.application import apply_pipeline_parallel
 
@@ -114,7 +139,12 @@ class Entrant:
             micro_batches=self.contestant.micro_batches,
             balance=self._costs,
         )
-        self._handle = apply_pipeline_parallel(self.guided.pipeline, config, state=state)
+        pipeline, patches = self.guided.pipeline, self.contestant.patches
+        if patches:  # few steps are enough to time
+            fusion = PipeFusionConfig(patches, EXACT_STEPS, force=True)
+            self._handle = apply_pipefusion(pipeline, fusion, stages=config, state=state)
+        else:
+            self._handle = apply_pipeline_parallel(pipeline, config, state=state)
         return self._handle
 
     def run(self, steps: int) -> Tensor:
@@ -157,5 +187,6 @@ def stage_contestants() -> list[StageContestant]:
         StageContestant(OWN, f"batch-{BATCH.images}", BATCH, micro_batches=BATCH.images),
         StageContestant(OWN, "requests-2", requests=2),
         StageContestant(OWN, "requests-3", requests=3),
+        *(StageContestant(OWN, f"patches-{n}", UNGUIDED, patches=n) for n in PATCHES),
         StageContestant("omni-sp", "ulysses"),
     ]

@@ -19,6 +19,7 @@ WEIGHTS: Final = 0.05
 ERROR: Final = 1e-5
 TWO_REQUESTS: Final = 1.7
 _TWO: Final = "requests-2"
+_PLAIN: Final = "plain"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class StagedMeasured(Measured):
         promised: Those that the partition promises.
         sent: Bytes of a step, by rank.
         expected: Those that arithmetic gives.
+        patches: Into which PipeFusion cuts an image; 0: it is not used, and the image is exact.
+        exact_share: Of the steps, those that PipeFusion computes exactly.
     """
 
     mode: str = ""
@@ -42,6 +45,8 @@ class StagedMeasured(Measured):
     promised: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
     expected: tuple[float, ...] = ()
+    patches: int = 0
+    exact_share: float = 0.0
 
     @property
     def weights_off(self) -> float | None:
@@ -84,6 +89,21 @@ class StagedResult(CaseResult):
         found = self.speed_up(measured)
         return None if found is None else found.median / measured.ideal
 
+    def steady(self, measured: StagedMeasured) -> Spread | None:
+        """Speed-up of the steps in patches alone, over the single process.
+
+        The exact steps are taken to last as long as those of stages without anything to fill them.
+        """
+        plain = next((m.seconds for m in self.own() if m.mode == _PLAIN), ())
+        alone, exact = self.seconds_alone(measured.work), measured.exact_share
+        if not (measured.patches and plain and alone):
+            return None
+        patched = [
+            (own - exact * one) / (1 - exact)
+            for own, one in zip(measured.seconds, plain, strict=True)
+        ]
+        return pairwise_ratio(alone, tuple(patched))
+
     def ratios(self, measured: Measured) -> dict[str, Spread | None]:
         """Everything that is taken within each round, for the JSON."""
         found = super().ratios(measured)
@@ -95,10 +115,10 @@ class StagedResult(CaseResult):
 
     def bars(self) -> list[Bar]:
         """What is asked of stages."""
-        return [*self._shares(), *self._two_requests(), *self._exact()]
+        return [*self._shares(), *self._two_requests(), *self._patches(), *self._exact()]
 
     def _shares(self) -> Iterator[Bar]:
-        shares = {each.mode: self.share(each) for each in self.own()}
+        shares = {each.mode: self.share(each) for each in self.own() if not each.patches}
         known = {mode: share for mode, share in shares.items() if share is not None}
         if known:
             worst = min(known, key=lambda mode: known[mode])
@@ -111,6 +131,16 @@ class StagedResult(CaseResult):
                 what = f"two guided images at once are made {TWO_REQUESTS} × as fast"
                 yield Bar(what, f"{found.median:.2f} ×", found.median >= TWO_REQUESTS)
 
+    def _patches(self) -> Iterator[Bar]:
+        found = {each.mode: self.steady(each) for each in self.own() if each.patches}
+        speeds = {mode: speed.median for mode, speed in found.items() if speed is not None}
+        if speeds:
+            best = max(speeds, key=lambda mode: speeds[mode])
+            share = speeds[best] / self.ranks
+            all_of_them = ", ".join(f"{mode} {speed:.2f} ×" for mode, speed in speeds.items())
+            what = f"steps in patches reach {SHARE:.0%} of the ranks' speed; the best, {best}"
+            yield Bar(what, f"{share:.0%} ({all_of_them})", share >= SHARE)
+
     def _exact(self) -> Iterator[Bar]:
         off = [each.weights_off for each in self.own() if each.weights_off is not None]
         if off:
@@ -120,7 +150,8 @@ class StagedResult(CaseResult):
         if self.own():
             what = "each rank sends the bytes that arithmetic gives"
             yield Bar(what, f"not: {', '.join(wrong)}" if wrong else "all do", not wrong)
-        errors = [each.error for each in self.own() if each.error is not None]
+        exact = [each for each in self.own() if not each.patches]
+        errors = [each.error for each in exact if each.error is not None]
         if errors:
             what = f"images are those of one process within {ERROR:g}"
             yield Bar(what, f"{max(errors):.0e}", max(errors) <= ERROR)

@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, but for the model, the prompt and the size."""
+"""The README's examples run as they stand, but for the model, the prompt and the size."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ SMALL = {
 }
 
 
-def test_the_example_of_the_readme_runs_on_two_ranks(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+@pytest.mark.parametrize(("index", "ranks"), [(0, 4), (1, 2)])
+def test_the_examples_of_the_readme_run(tmp_path: Path, index: int, ranks: int) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[index]
     for shown, small in SMALL.items():
         assert code.count(shown) == 1
         code = code.replace(shown, small)
     (tmp_path / "script.py").write_text(code)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     result = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", "script.py"],
+        [*torchrun, f"--nproc-per-node={ranks}", "script.py"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

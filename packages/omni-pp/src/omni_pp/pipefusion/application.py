@@ -75,7 +75,9 @@ def apply_pipefusion(
     """Cut the denoisers of a pipeline into stages, and after exact steps their calls into patches.
 
     As `apply_pipeline_parallel`, with no change to the pipeline's code, but a call's image tokens
-    go through the stages patch by patch, so that all stages work on one image. A patch attends to
+    go through the stages patch by patch, so that all stages work on one image; the patches of the
+    next step follow those of this one without a pause, as long as the pipeline and its scheduler
+    treat each element of the latents alone. A patch attends to
     keys and values of the step before where those of this step are not known yet: of the patches
     after it (Fang et al., arXiv 2405.14430). So the result is not that of one rank, but it depends
     on patches and steps alone: not on the number of stages, nor on how they are cut. It equals the

@@ -17,8 +17,9 @@ class PipeFusionConfig:
 
     patches: int = 2
     """Parts into which the image tokens of a call are cut, along the sequence; their lengths differ
-    by one token at most. ``P`` patches on ``S`` stages with ``b`` guidance calls in a step take
-    ``(b * P + S - 1) / (b * P * S)`` of one rank's time. 1: calls stay whole, and are exact."""
+    by one token at most. After the exact steps ``S`` stages take ``1 / S`` of one rank's time, if
+    there are some more patches than stages and each is long enough to be worth reading the
+    weights. 1: calls stay whole, and are exact."""
 
     warmup_steps: int = 1
     """Steps at the beginning of a request that are computed exactly, and fill the caches. A step

@@ -54,7 +54,7 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--layout", "cfg=2,cfg=2"], ["--layout", "cfg is given twice"]),
         (["--layout", "cfg=3"], ["--layout", "has 2 guidance branches", "legal: 1, 2"]),
         (["--layout", "pp=7"], ["--layout", "has 6 blocks", "legal: 1 to 6"]),
-        (["--layout", "pp=2,hsdp=2"], ["--layout", "legal: pp=2, with any of cfg"]),
+        (["--layout", "pp=2,hsdp=2"], ["--layout", "peers of pp, whose weights differ"]),
         (["--layout", "cfg=2,vae_patch=3"], ["--layout", "nearest legal vae_patch: 1, 2"]),
         (["--layout", "ulysses=65"], ["--layout", "65 ranks", "nearest: ulysses=64"]),
         (

@@ -66,6 +66,10 @@ pytest.importorskip("diffusers")
             DemoRequest(steps=2, width=80, height=48, prompts=PROMPTS[:1]),
         ),
         (
+            ParallelLayout(pp=2, ulysses=2, fs=2),
+            DemoRequest(steps=2, width=64, height=48, prompts=PROMPTS[:1]),
+        ),
+        (
             ParallelLayout(pp=2, ring=2, vae=2),
             DemoRequest(steps=2, width=64, height=48, prompts=PROMPTS[:1]),
         ),

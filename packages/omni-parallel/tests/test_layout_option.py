@@ -61,6 +61,12 @@ from omni_parallel_state import ParallelLayout
             ("hsdp", "sp", "cfgp", "vae_patch"),
         ),
         ("pp=6", ParallelLayout(pp=6), "pp=6", ("pp",)),
+        (
+            "hsdp=2,ulysses=2,pp=3",
+            ParallelLayout(pp=3, ulysses=2, fs=2),
+            "pp=3, ulysses=2, hsdp=2",
+            ("pp", "hsdp", "sp"),
+        ),
         ("cfg=2,pp=2", ParallelLayout(cfg=2, pp=2), "cfg=2, pp=2", ("pp", "cfgp")),
         (
             "vae_patch=2,ulysses=2,pp=2,cfg=2,hsdp=1",
@@ -154,10 +160,9 @@ def test_ranks_of_an_overlay_are_those_that_there_are(text: str, ranks: int) -> 
         ("pp=0", "pp=0 is no degree; .* nearest legal value is pp=1"),
         (
             "pp=2,hsdp=2",
-            "pp and hsdp .* neither works on what the other leaves; legal: pp=2, with any of "
-            "cfg, ring, ulysses, vae_patch; or hsdp=2, with any of cfg, ring, ulysses, vae_patch$",
+            "hsdp=2 would shard weights over peers of pp, whose weights differ; nearest legal "
+            "hsdp: 1$",
         ),
-        ("hsdp=2,ulysses=2,pp=3", "legal: pp=3, with any of .*; or hsdp=2, with any of"),
         (
             "cfg=2,pipefusion=3",
             "pipefusion and cfg do not go together: .* legal: pipefusion=3, with any of "

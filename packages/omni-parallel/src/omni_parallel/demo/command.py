@@ -65,7 +65,7 @@ class _Size(click.ParamType[tuple[int, int]]):
     help="Instead of --ranks, what the ranks share: the guidance branches (cfg=2), the tokens of "
     "a picture (ulysses=2, ring=2), the blocks of the model (pp=2), its blocks and patches of a "
     "picture (pipefusion=2, an approximation), the rows of what is decoded (vae_patch=2), the "
-    "weights (hsdp=2, without pp), or several of these (cfg=2,ulysses=2 on 4 ranks; hsdp and "
+    "weights (hsdp=2), or several of these (cfg=2,ulysses=2 on 4 ranks; hsdp and "
     "vae_patch add no ranks: ulysses=2,hsdp=2 on 2).",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")

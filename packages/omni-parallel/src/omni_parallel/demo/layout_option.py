@@ -108,8 +108,6 @@ _APART = {
         "ulysses",
     ): "patches are cut from all tokens of the picture, of which a rank has a part",
     (FUSED, "hsdp"): "both leave a rank a part of the weights",
-    ("pp", "hsdp"): "both leave a rank a part of the weights, and neither works on what the other "
-    "leaves",
 }
 """Degrees that do not go together, and why."""
 

@@ -14,9 +14,9 @@ class FusedLayout(ParallelLayout):
 
 
 STRATEGIES = {
-    "hsdp": ("fs",),
     "pp": ("pp",),
     "pipefusion": ("pp",),
+    "hsdp": ("fs",),
     "sp": ("ulysses", "ring"),
     "cfgp": ("cfg",),
     "vae_patch": ("vae",),
@@ -24,6 +24,7 @@ STRATEGIES = {
 """Degrees of a layout that each strategy serves, in the order in which strategies are applied.
 
 Calls stand in layers, the later around the earlier: guidance divides calls that go through stages.
+The ranks of a stage share the weights that it holds, so it is cut before.
 Stages are those of ``pp``, or of ``pipefusion`` in a `FusedLayout`.
 """
 

@@ -8,7 +8,7 @@ if not __package__:  # run as a folder, which puts the folder itself on the path
 
 import click
 
-from bench import cfg, hsdp, pp, sp, vae
+from bench import cfg, e2e, hsdp, pp, sp, vae
 
 
 @click.group()
@@ -17,6 +17,7 @@ def main() -> None:
 
 
 main.add_command(cfg.main, "cfg")
+main.add_command(e2e.main, "e2e")
 main.add_command(hsdp.main, "hsdp")
 main.add_command(pp.main, "pp")
 main.add_command(sp.main, "sp")

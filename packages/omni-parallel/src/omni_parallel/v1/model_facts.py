@@ -26,6 +26,8 @@ _BLOCKS = (
 )
 _SPATIAL = ("spatial_compression_ratio", "scale_factor_spatial")
 _TEMPORAL = ("temporal_compression_ratio", "scale_factor_temporal")
+_UNGUIDED = ("FluxTransformer2DModel", "Flux2Transformer2DModel")
+"""Denoisers whose pipelines make one call in a step unless they are asked for another."""
 _STAGES = ("block_out_channels", "encoder_block_out_channels")
 _COMPRESSION = dict.fromkeys(
     ("AutoencoderKLQwenImage", "AutoencoderKLHunyuanVideo", "AutoencoderKLMochi"), 8
@@ -107,7 +109,7 @@ class ModelFacts:
             kind,
             _first(config, _HEADS) if transformer else None,
             sum(counts) if counts and transformer else None,
-            None if not config else 1 if config.get("guidance_embeds") else 2,
+            _branches(kind, config) if config else None,
             pixels,
             frames,
             vae is not None,
@@ -149,6 +151,10 @@ def _class_of(part: Any) -> str:
 
 def _first(config: Config, names: tuple[str, ...]) -> int | None:
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
+def _branches(kind: str | None, config: Config) -> int:
+    return 1 if config.get("guidance_embeds") or kind in _UNGUIDED else 2
 
 
 def _token(config: Config, vae: Any) -> tuple[int | None, int]:

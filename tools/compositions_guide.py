@@ -6,15 +6,13 @@ from itertools import combinations
 
 import click
 
-from compositions import LAYOUTS
+from compositions import FUSED, LAYOUTS
 from members import ROOT
 from omni_parallel.v1.parallel_config import STRATEGIES, ParallelConfig
 from omni_parallel.v1.problems import NOT_TOGETHER
 
 GUIDE = ROOT / "docs" / "guides" / "compositions.md"
 START, END = "<!-- compositions: start -->", "<!-- compositions: end -->"
-APART = {("pipefusion", "vae_patch"): "`pipefusion=2,vae_patch=2`"}
-"""Pairs that a test of their own runs, for the result approximates."""
 
 
 def table() -> str:
@@ -27,7 +25,8 @@ def table() -> str:
         lines.append(f"| {first} | {second} | {said} |")
     lines += ["", "| ranks | layouts that are tested |", "|---|---|"]
     for ranks, layouts in LAYOUTS.items():
-        lines.append(f"| {ranks} | {', '.join(f'`{layout}`' for layout in layouts)} |")
+        all_of_them = [*layouts, *([FUSED[ranks]] if ranks in FUSED else [])]
+        lines.append(f"| {ranks} | {', '.join(f'`{layout}`' for layout in all_of_them)} |")
     return "\n".join(lines)
 
 
@@ -37,9 +36,7 @@ def proof(pair: tuple[str, str]) -> str:
     Raises:
         LookupError: No test runs them together.
     """
-    if pair in APART:
-        return APART[pair]
-    for layouts in LAYOUTS.values():
+    for layouts in (*LAYOUTS.values(), tuple(FUSED.values())):
         for layout in layouts:
             if set(pair) <= set(ParallelConfig.parse(layout).strategies()):
                 return f"`{layout}`"

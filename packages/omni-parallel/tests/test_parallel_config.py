@@ -52,7 +52,7 @@ def test_strategies_come_in_the_order_in_which_they_are_applied() -> None:
     config = ParallelConfig(
         cfg=2, ring=2, pp=2, vae_patch=2, hsdp_replicate=2, options={"mine": {"a": 1}}
     )
-    assert config.strategies() == ("hsdp", "pp", "sp", "cfgp", "vae_patch", "mine")
+    assert config.strategies() == ("pp", "hsdp", "sp", "cfgp", "vae_patch", "mine")
     assert config.options_of("vae_patch") == {"mode": "auto"}
     assert config.options_of("mine") == {"a": 1}
     assert config.options_of("sp") == {}

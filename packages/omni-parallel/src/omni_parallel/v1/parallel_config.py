@@ -16,9 +16,9 @@ from omni_parallel_state import ParallelLayout
 VaeMode = Literal["auto", "exact", "tile"]
 
 STRATEGIES: Mapping[str, tuple[str, ...]] = {
-    "hsdp": ("hsdp", "hsdp_replicate"),
     "pp": ("pp",),
     "pipefusion": ("pipefusion",),
+    "hsdp": ("hsdp", "hsdp_replicate"),
     "sp": ("ulysses", "ring"),
     "cfgp": ("cfg",),
     "vae_patch": ("vae_patch",),
@@ -26,6 +26,7 @@ STRATEGIES: Mapping[str, tuple[str, ...]] = {
 """Degrees that each strategy serves, in the order in which strategies are applied.
 
 Calls stand in layers, the later around the earlier: guidance divides calls that go through stages.
+The ranks of a stage share the weights that it holds, so it is cut before.
 """
 
 OVERLAYS = ("hsdp", "hsdp_replicate", "vae_patch")

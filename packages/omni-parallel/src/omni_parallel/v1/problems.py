@@ -16,10 +16,8 @@ Size = tuple[int, int, int]
 
 NOT_TOGETHER: dict[tuple[str, str], str] = {
     ("pp", "pipefusion"): "both cut the model's blocks into stages",
-    ("pp", "hsdp"): "both leave a rank a part of the weights, and neither works on what is left",
-    ("pipefusion", "hsdp"): "both leave a rank a part of the weights",
+    ("pipefusion", "hsdp"): "a stage is one rank, so that nobody has the same weights to share",
     ("pipefusion", "sp"): "patches are cut from all tokens of the image",
-    ("pipefusion", "cfgp"): "patches follow each other through both guidance branches on one rank",
 }
 """Strategies that one configuration cannot have together, and why."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import omni_parallel
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.v1 import application
 from omni_parallel.v1.parallel_config import STRATEGIES, ParallelConfig
 from omni_parallel.v1.problems import NOT_TOGETHER, find_problems
 from omni_parallel_state import ParallelLayout, ParallelState
@@ -159,3 +161,24 @@ def test_one_process_is_left_alone() -> None:
         assert torch.equal(stock.make(ready), stock.alone)
     with pytest.raises(ParallelConfigError, match="cfg=2 does not divide the world of 1 rank"):
         omni_parallel.parallelize(stock.pipeline, "cfg=2")
+
+
+def test_only_what_nobody_places_is_moved() -> None:
+    plain, offloaded = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    offloaded._hf_hook = object()
+    components = {"unet": plain, "vae": offloaded, "scheduler": None}
+    application._move(SimpleNamespace(components=components), torch.device("meta"))
+    assert plain.weight.device.type == "meta"
+    assert offloaded.weight.device.type == "cpu"
+
+
+def test_ranks_on_one_accelerator_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Linear(2, 2)
+    elsewhere = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(module, "parameters", lambda: iter([elsewhere]))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ParallelConfigError, match=r"Linear is on cuda:0, but this is local rank 1"):
+        application._check_place(module)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    application._check_place(module)

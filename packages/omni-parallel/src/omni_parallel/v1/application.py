@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.v1.legal_layouts import auto_config
@@ -186,8 +187,11 @@ def _check_place(target: Any) -> None:
 
 
 def _move(target: Any, device: torch.device) -> None:
+    """Put modules that are on the CPU on a rank's device, but for those that others place."""
     if device.type == "cpu":
         return
     for module in _modules(target):
-        if all(tensor.device.type == "cpu" for tensor in module.parameters()):
+        tensors = list(module.parameters())
+        placed = hasattr(module, "_hf_hook") or any(isinstance(one, DTensor) for one in tensors)
+        if not placed and all(tensor.device.type == "cpu" for tensor in tensors):
             module.to(device)

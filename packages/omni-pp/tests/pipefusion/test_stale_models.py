@@ -45,6 +45,17 @@ def test_patches_equal_the_definition(
         assert stale > 1e-4, "nothing was stale, so nothing was seen"
 
 
+@pytest.mark.parametrize(("world", "patches", "virtual"), [(3, 2, 1), (4, 2, 1), (2, 5, 2)])
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_fewer_patches_than_stages_and_many_more(
+    ranks: RankPool, name: str, world: int, patches: int, virtual: int
+) -> None:
+    for first, second, _ in ranks.run(
+        strays, name, world, patches, virtual, world_size=world, timeout=180
+    ):
+        assert max(first, second) <= 1e-5
+
+
 OTHERS = (
     "Wan, two experts",
     "Wan, a timestep for each token",

@@ -54,7 +54,6 @@ class PatchBatches(MicroBatches):
     def drop(self) -> None:
         """Give up all keys and values."""
         self._caches.clear()
-        self.ledger.settle()
 
     def cut(
         self, denoiser: StagedDenoiser, args: tuple[Any, ...], kwargs: Mapping[str, Any]

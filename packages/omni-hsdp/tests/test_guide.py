@@ -10,6 +10,7 @@ import torch
 from toy_sharded import equal, seeded, sharing, toy
 
 from omni_hsdp import find_blocks, hsdp_report, ignored
+from omni_parallel_state.checkpoints import files
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "sharded-weights.md"
 
@@ -109,7 +110,11 @@ def test_every_reason_to_stay_whole_is_in_the_guide():
 def test_every_error_of_the_guide_is_one():
     text = GUIDE.read_text().split("### Errors")[1]
     said = re.findall(r"^\| `(.*?)` \|", text, re.MULTILINE)
-    code = "\n".join(p.read_text() for p in Path(ignored.__file__).parent.glob("*.py"))
+    code = "\n".join(
+        path.read_text()
+        for module in (ignored, files)
+        for path in Path(module.__file__).parent.glob("*.py")
+    )
     plain = re.sub(r'"\s*\n\s*f?"', "", code).replace(
         "{what}", "load"
     )  # messages go over several lines

@@ -70,7 +70,7 @@ def test_a_pipeline_without_such_modules():
             strategy.apply(SimpleNamespace(vae=toy()), state)
         with pytest.raises(ParallelConfigError, match="text_encoder"):
             strategy.apply(pipeline(), state, components=("transformer", "text_encoder"))
-        with pytest.raises(ParallelConfigError, match="dtype: no option.*legal: param_dtype"):
+        with pytest.raises(ParallelConfigError, match=r"dtype: no option.*legal: param_dtype"):
             strategy.apply(pipeline(), state, dtype=torch.float16)
 
 

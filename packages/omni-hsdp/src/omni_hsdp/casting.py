@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from omni_hsdp.hsdp_config import PLAIN_DTYPES
-from omni_hsdp.ignored import is_kept, kept_in_float32
 from omni_hsdp.sharded_model import CastTensor, ShardedModel
+from omni_parallel_state.checkpoints.dtypes import PLAIN_DTYPES, is_kept, kept_in_float32
 
 
 def cast_buffers(record: ShardedModel) -> None:

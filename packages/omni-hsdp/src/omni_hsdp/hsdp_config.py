@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from omni_group_coordinator import ParallelConfigError
-
-PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What is sharded, and what weights may be gathered in. Other dtypes hold codes, not numbers."""
+from omni_parallel_state.checkpoints.dtypes import PLAIN_DTYPES
 
 REST = -1
 """A shard size that is left open."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
-from omni_hsdp.hsdp_config import PLAIN_DTYPES
+from omni_parallel_state.checkpoints.dtypes import PLAIN_DTYPES, is_kept, kept_in_float32
 
 _FP8 = "float8", "float4"
 
@@ -66,31 +66,6 @@ def gather_dtype(model: nn.Module, param_dtype: torch.dtype | None) -> torch.dty
 def is_code(dtype: torch.dtype) -> bool:
     """Whether values of a dtype mean something together with a scale only: fp8 and fp4."""
     return str(dtype).removeprefix("torch.").startswith(_FP8)
-
-
-def kept_in_float32(model: nn.Module, dtype: torch.dtype | None) -> tuple[str, ...]:
-    """Names of modules and parameters that the model's class keeps in float32.
-
-    Those of diffusers say so for every dtype, those of transformers of some for float16 only.
-    """
-    if dtype in (None, torch.float32):
-        return ()
-    names = _names(model, "_keep_in_fp32_modules")
-    if hasattr(model, "_keep_in_fp32_modules_strict"):
-        names = names if dtype is torch.float16 else set()
-        names |= _names(model, "_keep_in_fp32_modules_strict")
-    return tuple(sorted(names))
-
-
-def _names(model: nn.Module, attribute: str) -> set[str]:
-    names = getattr(model, attribute, None) or ()
-    return {names} if isinstance(names, str) else set(names)
-
-
-def is_kept(name: str, kept: Iterable[str]) -> bool:
-    """Whether a dotted name lies in one of some modules."""
-    parts = name.split(".")
-    return any(module in parts for module in kept)
 
 
 def whole_parameters(

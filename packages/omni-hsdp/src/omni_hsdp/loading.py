@@ -11,18 +11,30 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from omni_hsdp.checkpoint import Entry, by_file, checkpoint_entries, open_file, read_rows
 from omni_hsdp.conditions import Condition
 from omni_hsdp.hsdp import Policy, apply_on, finish
-from omni_hsdp.hsdp_config import PLAIN_DTYPES, HSDPInferenceConfig, check_config
-from omni_hsdp.matching import matched
+from omni_hsdp.hsdp_config import HSDPInferenceConfig, check_config
 from omni_hsdp.placement import Placement, placement_of
+from omni_hsdp.renaming import renamed
 from omni_hsdp.sharded_model import ShardedModel, forget
-from omni_hsdp.skeleton import build_skeleton
-from omni_hsdp.together import together
 from omni_parallel_state import ParallelState
+from omni_parallel_state.checkpoints.dtypes import PLAIN_DTYPES
+from omni_parallel_state.checkpoints.files import (
+    Entry,
+    by_file,
+    checkpoint_entries,
+    open_file,
+    read_rows,
+)
+from omni_parallel_state.checkpoints.matching import matched
+from omni_parallel_state.checkpoints.skeleton import build_skeleton
+from omni_parallel_state.checkpoints.together import together
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+_ADVICE = (
+    "keys are renamed as the model's class says, and tensors are read as they are; if "
+    "from_pretrained() does more for this class, load with it and call apply_hsdp_to_model()"
+)
 
 
 class ShardingOptions(TypedDict, total=False):
@@ -82,8 +94,8 @@ def load_hsdp_model(
 
     def prepare() -> tuple[ModelT, dict[str, Entry]]:
         model = build_skeleton(cls, folder, dtype or torch_dtype)
-        entries = checkpoint_entries(folder, variant)
-        return model, matched(model, entries)  # type: ignore[return-value]
+        entries = renamed(model, checkpoint_entries(folder, variant))
+        return model, matched(model, entries, _ADVICE)  # type: ignore[return-value]
 
     try:
         with torch.inference_mode(False), torch.no_grad():

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_hsdp.sharded_model import ShardedModel, ShardedParameter
-from omni_hsdp.together import together
+from omni_parallel_state.checkpoints.together import together
 
 _WHAT = "keep the changes of gathered(write=True)"
 

@@ -159,9 +159,9 @@ def read_here(cls: Any, folder: Path) -> tuple[int, set[str]]:
     read: dict[str, int] = {}
     below = filling.read_rows
 
-    def counted(opened: Any, key: str, *args: Any) -> Tensor:
-        tensor = below(opened, key, *args)
-        read[key] = tensor.nbytes
+    def counted(opened: Any, entry: Any, *args: Any) -> Tensor:
+        tensor = below(opened, entry, *args)
+        read[entry.key] = tensor.nbytes
         return tensor
 
     with pytest.MonkeyPatch.context() as patch:

@@ -39,11 +39,13 @@ class Entry:
         file: The file in which it is.
         shape: Its shape.
         dtype: Its dtype, or None for one that torch lacks.
+        key: Its name in the file.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    key: str
 
 
 def safetensors_module() -> Any:
@@ -81,7 +83,7 @@ def checkpoint_entries(folder: Path, variant: str | None) -> dict[str, Entry]:
             for key in opened.keys():  # noqa: SIM118 - it cannot be iterated
                 header = opened.get_slice(key)
                 dtype = _DTYPES.get(header.get_dtype())
-                found[key] = Entry(file, tuple(header.get_shape()), dtype)
+                found[key] = Entry(file, tuple(header.get_shape()), dtype, key)
     absent = sorted(listed - found.keys())
     if absent:
         msg = f"the files of {folder} lack {len(absent)} tensors of its index: {_list(absent)}"
@@ -114,14 +116,14 @@ class open_file:  # noqa: N801 - used as a function
         self._opened.__exit__(*exception)
 
 
-def read_rows(opened: Any, key: str, entry: Entry, rows: slice | None) -> Tensor:
+def read_rows(opened: Any, entry: Entry, rows: slice | None) -> Tensor:
     """A tensor of an open file, or some rows of it; no more than these is copied."""
     if rows is None:
-        whole: Tensor = opened.get_tensor(key)
+        whole: Tensor = opened.get_tensor(entry.key)
         return whole
     if rows.start >= rows.stop:
         return torch.empty((0, *entry.shape[1:]))
-    part: Tensor = opened.get_slice(key)[rows]
+    part: Tensor = opened.get_slice(entry.key)[rows]
     return part
 
 

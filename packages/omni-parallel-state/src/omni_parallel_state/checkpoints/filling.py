@@ -44,7 +44,7 @@ def fill(
                 if (where := places.pop(id(old), None)) is None:
                     continue  # tied to a key that was read
                 # What is read lies in the file, at addresses where kernels round otherwise.
-                read = read_rows(opened, key, entries[key], None)
+                read = read_rows(opened, entries[key], None)
                 _put(where, old, read.to(device, old.dtype, copy=True))
     for where in places.values():
         held, name = where[0]

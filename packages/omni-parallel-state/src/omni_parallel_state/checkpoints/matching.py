@@ -12,14 +12,14 @@ from omni_parallel_state.checkpoints.dtypes import converts
 from omni_parallel_state.checkpoints.files import Entry
 
 
-def matched(model: nn.Module, entries: Mapping[str, Entry], otherwise: str) -> dict[str, Entry]:
-    """The tensors of a checkpoint that a model takes.
+def matched(model: nn.Module, entries: Mapping[str, Entry], advice: str) -> dict[str, Entry]:
+    """The tensors of a checkpoint that a model takes, by their keys in the model.
 
     Args:
         model: The whole model, with or without values.
-        entries: What the checkpoint has.
-        otherwise: What to call on a model that ``from_pretrained()`` loaded, for a class of
-            transformers whose keys it renames.
+        entries: What the checkpoint has, by the keys that the model should have.
+        advice: What to say of a class of transformers whose keys are missing, for
+            ``from_pretrained()`` may find them under other names.
 
     Raises:
         ParallelConfigError: It lacks keys, has others or other shapes; lists them.
@@ -33,12 +33,9 @@ def matched(model: nn.Module, entries: Mapping[str, Entry], otherwise: str) -> d
     if lines:
         msg = f"the checkpoint does not fit {type(model).__name__}:\n  " + "\n  ".join(lines)
         if lines[0].startswith("missing") and hasattr(model, "base_model_prefix"):
-            msg += (
-                "\n  keys are read as they are; if from_pretrained() renames them for this class, "
-                f"load with it and call {otherwise}()"
-            )
+            msg += f"\n  {advice}"
         raise ParallelConfigError(msg)
-    return {key: entry for key, entry in entries.items() if key in tensors}
+    return {key: entry for key, entry in sorted(entries.items()) if key in tensors}
 
 
 def _problems(

@@ -20,6 +20,10 @@ from omni_pp.pp_config import PipelineParallelConfig
 from omni_pp.stages.agreement import agree_on
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+_ADVICE = (
+    "keys are read as they are; if from_pretrained() renames them for this class, load with it "
+    "and call apply_pipeline_parallel()"
+)
 
 
 def load_stage(
@@ -73,7 +77,7 @@ def load_stage(
     def prepare() -> tuple[ModelT, dict[str, Entry]]:
         model = build_skeleton(cls, folder, dtype or torch_dtype)
         entries = checkpoint_entries(folder, variant)
-        return model, matched(model, entries, "apply_pipeline_parallel")  # type: ignore[return-value]
+        return model, matched(model, entries, _ADVICE)  # type: ignore[return-value]
 
     def load() -> None:
         tensors = model.state_dict(keep_vars=True)

@@ -71,7 +71,7 @@ def out_of_memory_between_modules() -> list[Any]:
     vae, group = SmallVae(), everyone()
     alone, found, me = vae.decode(Z), [], group.rank_in_group
     with parallelize_vae(vae, EXACT, group=group):
-        for module, name in ((sharded_call.torch, "empty"), (shard, "halo_exchange")):
+        for module, name in ((sharded_call.torch, "empty"), (shard, "post_halo")):
             with pytest.MonkeyPatch.context() as patch:
                 if me == 1:
                     patch.setattr(module, name, FailsOnce(getattr(module, name)))
@@ -85,6 +85,26 @@ def test_out_of_memory_between_modules_is_raised_on_all(ranks):
         assert joining.split(":")[0].endswith("OutOfMemoryError")
         assert exchanging.split(":")[0].endswith("OutOfMemoryError")
         assert max(off, again) <= 1e-5
+
+
+@torch.no_grad()
+def on_another_device() -> list[Any]:
+    """Of the latent on one rank, whose messages would take another backend; and an empty one."""
+    vae, group = SmallVae(), everyone()
+    alone = vae.decode(Z)
+    with parallelize_vae(vae, EXACT, group=group):
+        odd = Z.to("meta") if group.rank_in_group == 1 else Z
+        said = [text_of(lambda: vae.decode(odd)), text_of(lambda: vae.decode(Z[:0]))]
+        return [*said, error(vae.decode(Z), alone)]
+
+
+def test_a_latent_on_another_device_and_an_empty_one_are_refused_on_all(ranks):
+    for place, empty, off in ranks.run(on_another_device, timeout=40):
+        assert place.startswith("RankMismatchError")
+        assert "'cpu'" in place
+        assert "'meta'" in place
+        assert ", which is empty; this autoencoder decodes" in empty
+        assert off <= 1e-5
 
 
 def one_rank_objects() -> list[str]:

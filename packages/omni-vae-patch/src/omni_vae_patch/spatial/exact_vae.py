@@ -148,7 +148,8 @@ class ExactVae:
         whole, group = self._methods[method], self._group
 
         def asked(_: Partition | None) -> list[Any]:
-            return [method, list(x.shape), x.dtype, [*map(_kind, args)], _kinds(kwargs)]
+            place = x.device.type  # the backend goes by it, and ranks of two would wait
+            return [method, list(x.shape), x.dtype, place, [*map(_kind, args)], _kinds(kwargs)]
 
         def plan() -> Partition | None:
             refuse_gradients((x, args, kwargs))
@@ -187,7 +188,7 @@ class ExactVae:
 
 def _kind(value: Any) -> str:
     """What of an argument must be the same on all ranks."""
-    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    shape = f" {tuple(value.shape)} {value.device.type}" if isinstance(value, Tensor) else ""
     return f"{type(value).__qualname__}{shape}"
 
 

@@ -68,6 +68,8 @@ class Geometry:
         if fits and isinstance(x, Tensor) and channels in (None, x.shape[1]):
             return
         found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"that is {x!r}"
+        if isinstance(x, Tensor) and not x.numel():
+            found += ", which is empty"
         msg = f"a {what} {found}; this autoencoder {does} {self._sides}"
         if channels is not None:
             msg += f" with {channels} channels"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from toy_sharded import Toy, config, seeded, sharing, toy
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
@@ -45,6 +46,13 @@ def test_a_plain_class_loads_with_its_buffers(checkpoint):
     with sharing(1):
         loaded = load_hsdp_model(Toy, checkpoint, config())
         assert torch.equal(loaded(seeded(2, 6)), toy()(seeded(2, 6)))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    unet = pytest.importorskip("diffusers").UNet2DConditionModel
+    said = error_of(tmp_path / "absent", unet)
+    assert "absent has none of" in said
+    assert "Name a folder on this machine" in said
 
 
 def test_a_folder_without_weights(tmp_path):
@@ -154,8 +162,6 @@ def test_without_the_package_that_reads_the_files(checkpoint, monkeypatch):
 
 
 def load_from(folders):
-    import torch.distributed as dist
-
     with sharing(2):
         load_hsdp_model(Toy, folders[dist.get_rank()], config())
 
@@ -184,3 +190,20 @@ def load_twice(folder):
 
 def test_ranks_can_load_again_after_an_error(ranks, checkpoint):
     assert ranks.run(load_twice, checkpoint, world_size=2) == [True, True]
+
+
+def conditions_of_one(folder):
+    with sharing(2):
+        asked = {"conditions": ["nothing.*"]} if dist.get_rank() == 0 else {}
+        with pytest.raises(ParallelError) as caught:
+            load_hsdp_model(Toy, folder, config(), **asked)
+        loaded = load_hsdp_model(Toy, folder, config())
+        return str(caught.value), torch.equal(loaded(seeded(2, 6)), toy()(seeded(2, 6)))
+
+
+def test_sharding_that_fails_on_one_rank_is_an_error_on_all(ranks, checkpoint):
+    (first, works), (second, also) = ranks.run(conditions_of_one, checkpoint, world_size=2)
+    assert first.startswith("no module matches")
+    assert "rank 0 of [0, 1] failed; rank 0: ParallelConfigError: no module matches" in second
+    assert works
+    assert also

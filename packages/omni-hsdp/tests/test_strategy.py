@@ -68,6 +68,10 @@ def test_a_pipeline_without_such_modules():
     with sharing(1) as state:
         with pytest.raises(ParallelConfigError, match=r"transformer.*its modules: vae"):
             strategy.apply(SimpleNamespace(vae=toy()), state)
+        with pytest.raises(ParallelConfigError, match=r"object lacks a module .*its modules: none"):
+            strategy.apply(object(), state)
+        with pytest.raises(ParallelConfigError, match="lacks a module among text_encoder;"):
+            strategy.apply(pipeline(), state, components="text_encoder")
         with pytest.raises(ParallelConfigError, match="text_encoder"):
             strategy.apply(pipeline(), state, components=("transformer", "text_encoder"))
         with pytest.raises(ParallelConfigError, match=r"dtype: no option.*legal: param_dtype"):

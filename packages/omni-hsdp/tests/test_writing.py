@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch.distributed as dist
+from torch import nn
 from toy_sharded import config, equal, seeded, sharing, toy
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
@@ -40,7 +43,9 @@ def fail(model, how):
     elif dist.get_rank() == 1 and how == "body":
         raise KeyError(how)
     elif dist.get_rank() == 1:
-        model.blocks[2].up.weight.data = seeded(1, 6)
+        weight = model.blocks[2].up.weight
+        # What a view begins with is where the weight begins.
+        weight.data = weight.data[:1] if how == "view" else seeded(1, 6)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,11 @@ def fail(model, how):
 )
 @pytest.mark.parametrize(
     ("how", "error", "text"),
-    [("body", KeyError, "body"), ("shape", ParallelConfigError, "changed its shape")],
+    [
+        ("body", KeyError, "body"),
+        ("shape", ParallelConfigError, "changed its shape"),
+        ("view", ParallelConfigError, "changed its shape"),
+    ],
 )
 def test_no_rank_keeps_changes_that_one_cannot(ranks, shard, replicate, mesh, how, error, text):
     found = ranks.run(change_and_fail, shard, replicate, how, mesh, world_size=shard * replicate)
@@ -69,3 +78,25 @@ def test_changes_that_a_failed_forward_lost_are_an_error(ranks):
         assert "a forward failed" in message
         assert dropped
         assert works
+
+
+def transposed():
+    """A weight of a square layer becomes another view of where it is gathered."""
+    x = seeded(2, 6)
+    with sharing(2):
+        expected = toy()
+        expected.mix = nn.Linear(6, 6)
+        expected.mix.weight.data = seeded(6, 6, seed=4)
+        model = copy.deepcopy(expected)
+        apply_hsdp_to_model(model, config(2))
+        with gathered(model, write=True):
+            model.mix.weight.data = model.mix.weight.data.t()
+        expected.mix.weight.data = expected.mix.weight.data.t().contiguous()
+        with gathered(model):
+            found = equal(model.mix(x), expected.mix(x))
+        remove_hsdp(model)
+        return [found, equal(model.mix.weight, expected.mix.weight)]
+
+
+def test_a_weight_that_became_another_view_is_kept(ranks):
+    assert ranks.run(transposed, world_size=2) == [[True] * 2] * 2

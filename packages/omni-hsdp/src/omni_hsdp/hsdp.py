@@ -137,6 +137,12 @@ def check_model(model: nn.Module) -> None:
                 "ranks already; call remove_hsdp() on it first"
             )
             raise ParallelConfigError(msg)
+    if is_part(model):
+        msg = (
+            f"this {type(model).__name__} is part of a model that is sharded already; call "
+            "remove_hsdp() on that, or shard it with conditions= that name this part"
+        )
+        raise ParallelConfigError(msg)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             msg = f"{name} is distributed already; shard a model once, and before anything else"
@@ -147,12 +153,6 @@ def check_model(model: nn.Module) -> None:
                 "parameters once, or let load_hsdp_model() shard while it loads"
             )
             raise ParallelConfigError(msg)
-    if is_part(model):
-        msg = (
-            f"this {type(model).__name__} is part of a model that is sharded already; call "
-            "remove_hsdp() on that, or shard it with conditions= that name this part"
-        )
-        raise ParallelConfigError(msg)
 
 
 def remove_hsdp(model: nn.Module) -> nn.Module:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from omni_group_coordinator import GroupCoordinator
 from omni_hsdp.conditions import Condition
 from omni_hsdp.hsdp import Policy, apply_on, finish
 from omni_hsdp.hsdp_config import HSDPInferenceConfig, check_config
 from omni_hsdp.placement import Placement, placement_of
 from omni_hsdp.renaming import renamed
-from omni_hsdp.sharded_model import ShardedModel, forget
+from omni_hsdp.sharded_model import ShardedModel, find_record, forget
 from omni_parallel_state import ParallelState
 from omni_parallel_state.checkpoints.dtypes import PLAIN_DTYPES
 from omni_parallel_state.checkpoints.files import (
@@ -93,14 +94,14 @@ def load_hsdp_model(
     group = None if ranks is None else ranks.group
 
     def prepare() -> tuple[ModelT, dict[str, Entry]]:
+        entries = checkpoint_entries(folder, variant)  # first, for its words on a wrong path
         model = build_skeleton(cls, folder, dtype or torch_dtype)
-        entries = renamed(model, checkpoint_entries(folder, variant))
-        return model, matched(model, entries, _ADVICE)  # type: ignore[return-value]
+        return model, matched(model, renamed(model, entries), _ADVICE)  # type: ignore[return-value]
 
     try:
         with torch.inference_mode(False), torch.no_grad():
             model, entries = together(group, "prepare to load", prepare)
-            _shard_and_fill(model, entries, hsdp_config, placement, sharding)
+            _shard_and_fill(model, entries, hsdp_config, placement, group, sharding)
     except BaseException:
         if ranks is not None:
             ranks.close()
@@ -113,17 +114,23 @@ def _shard_and_fill(
     entries: dict[str, Entry],
     config: HSDPInferenceConfig,
     placement: Placement,
+    group: GroupCoordinator | None,
     sharding: ShardingOptions,
 ) -> None:
     tensors = model.state_dict(keep_vars=True)
     asked, ignored = sharding.get("conditions"), sharding.get("ignored_modules")
     policy = sharding.get("policy")
-    record = apply_on(model, config, placement, asked, ignored, policy)
-    group = None if record.ranks is None else record.group
+
+    def shard() -> ShardedModel:
+        return apply_on(model, config, placement, asked, ignored, policy)
+
     try:
+        record = together(group, "shard", shard)
         together(group, "load", lambda: _fill(record, tensors, entries))
     except BaseException:
-        forget(record)
+        begun = find_record(model)
+        if begun is not None:
+            forget(begun)
         raise
     finish(record, config, policy)
 

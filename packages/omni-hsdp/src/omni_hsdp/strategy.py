@@ -67,11 +67,15 @@ class HSDPStrategy:
 def _modules(target: Any, components: Sequence[str], text_encoders: bool) -> list[nn.Module]:
     if isinstance(target, nn.Module):
         return [target]
-    names = tuple(components) or DENOISERS
+    names = (components,) if isinstance(components, str) else tuple(components) or DENOISERS
     found = {name: getattr(target, name, None) for name in names}
     modules = [module for module in found.values() if isinstance(module, nn.Module)]
     if not modules or (components and len(modules) < len(names)):
-        here = [name for name, value in vars(target).items() if isinstance(value, nn.Module)]
+        here = [
+            name
+            for name, value in getattr(target, "__dict__", {}).items()
+            if isinstance(value, nn.Module)
+        ]
         msg = (
             f"{type(target).__name__} lacks a module among {', '.join(names)}; its modules: "
             f"{', '.join(sorted(here)) or 'none'}. Pass the module itself"

@@ -42,8 +42,7 @@ def kept_changes(record: ShardedModel, shares: list[nn.Parameter]) -> Iterator[N
     finally:
         # They must point to what is gathered into: some change ``.data`` and not what is there.
         for gathered, view in zip(plain, views, strict=True):
-            if gathered.data_ptr() != view.data_ptr():
-                gathered.data = view
+            gathered.data = view
 
 
 def _agree(record: ShardedModel, failure: Exception | None) -> None:

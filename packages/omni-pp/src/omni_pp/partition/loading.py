@@ -75,8 +75,8 @@ def load_stage(
     group = state.pp if state.pp.world_size > 1 else None
 
     def prepare() -> tuple[ModelT, dict[str, Entry]]:
+        entries = checkpoint_entries(folder, variant)  # first, for its words on a wrong path
         model = build_skeleton(cls, folder, dtype or torch_dtype)
-        entries = checkpoint_entries(folder, variant)
         return model, matched(model, entries, _ADVICE)  # type: ignore[return-value]
 
     def load() -> None:

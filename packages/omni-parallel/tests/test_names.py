@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import omni_parallel
-from omni_parallel import names
+from omni_parallel import _forwarding, names
 
 
 def test_names_come_from_the_package_that_owns_them() -> None:
@@ -17,7 +19,6 @@ def test_names_come_from_the_package_that_owns_them() -> None:
 
     assert omni_parallel.get_sp_group is omni_parallel_state.get_sp_group
     assert omni_parallel.sp_shard is omni_sp.sp_shard
-    assert omni_parallel.parallel_state is omni_parallel_state.parallel_state
     assert omni_parallel.ParallelConfig is omni_parallel.v1.ParallelConfig
 
 
@@ -48,3 +49,47 @@ def test_importing_it_imports_nothing_else() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["False", "5"]
+
+
+MODULES = {
+    "autoencoders": "omni_vae_patch",
+    "autoencoders.distributed_vae_executor": "omni_vae_patch",
+    "cfg_parallel": "omni_cfgp",
+    "comm": "omni_group_coordinator",
+    "group_coordinator": "omni_group_coordinator",
+    "hsdp": "omni_hsdp",
+    "hsdp_utils": "omni_hsdp",
+    "parallel_state": "omni_parallel_state",
+    "pipeline_parallel": "omni_pp",
+    "sp_plan": "omni_sp",
+    "sp_sharding": "omni_sp",
+    "utils": "omni_group_coordinator",
+    "vae_patch_parallel": "omni_vae_patch",
+}
+MIGRATION = Path(__file__).parents[3] / "docs" / "migration.md"
+
+
+@pytest.mark.parametrize(("module", "package"), MODULES.items())
+def test_code_moves_by_the_prefix_of_its_imports(module: str, package: str) -> None:
+    here = importlib.import_module(f"omni_parallel.{module}")
+    there = importlib.import_module(f"{package}.{module}")
+    assert here.__all__
+    for name in here.__all__:
+        assert getattr(here, name) is getattr(there, name)
+    found: dict[str, object] = {}
+    exec(f"from omni_parallel.{module} import *", found)
+    assert set(here.__all__) <= set(found)
+    distribution = package.replace("_", "-")
+    assert f"| `{module}` | `omni_parallel.{module}` | {distribution} |" in MIGRATION.read_text()
+
+
+def test_a_module_of_a_package_that_is_missing_says_what_to_install(monkeypatch) -> None:
+    get, public = _forwarding.forward("omni_absent.sp_plan", "omni-absent")
+    for ask in (lambda: get("sp_shard"), public):
+        with pytest.raises(ModuleNotFoundError, match="pip install omni-absent"):
+            ask()
+    monkeypatch.setitem(sys.modules, "omni_sp.sp_plan", None)
+    with pytest.raises(ModuleNotFoundError, match="sp_plan"):
+        _forwarding.forward("omni_sp.sp_plan", "omni-sp")[0]("x")
+    with pytest.raises(AttributeError, match="no attribute 'warp'"):
+        _ = importlib.import_module("omni_parallel.parallel_state").warp

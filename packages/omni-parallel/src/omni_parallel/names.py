@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.metadata import entry_points
-from types import ModuleType
 from typing import Any
 
 _CORE = ("omni_parallel.v1", "omni_parallel_state", "omni_group_coordinator")
@@ -21,9 +19,6 @@ def find_name(name: str) -> Any:
         module = import_module(package)
         if name in getattr(module, "__all__", ()):
             return getattr(module, name)
-        deeper = _module_of(module, name)
-        if deeper is not None:
-            return deeper
     msg = (
         f"module 'omni_parallel' has no attribute {name!r}, and none of "
         f"{', '.join(_packages())} has it; a package that is not installed may: see "
@@ -43,15 +38,3 @@ def _packages() -> list[str]:
 
     found = (entry.module.partition(".")[0] for entry in entry_points(group=STRATEGY_GROUP))
     return list(dict.fromkeys([*_CORE, *sorted(found)]))
-
-
-def _module_of(package: ModuleType, name: str) -> ModuleType | None:
-    """A module of the package by its own name, as the seed's tree has them side by side."""
-    if name.startswith("_") or name in sys.modules:
-        return None
-    try:
-        return import_module(f"{package.__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{package.__name__}.{name}":
-            raise
-        return None

@@ -19,9 +19,10 @@ def commands() -> click.Group:
     from omni_parallel.demo.command import demo
     from omni_parallel.doctor.command import doctor
     from omni_parallel.run.command import run
+    from omni_parallel.verify.command import verify
 
     group = click.Group("omni-parallel", help="Run diffusion models on several ranks.")
-    for command in (demo, run, doctor):
+    for command in (demo, run, doctor, verify):
         group.add_command(command)
     return click.version_option(__version__, package_name="omni-parallel")(group)
 

@@ -1,0 +1,130 @@
+"""``omni-parallel verify``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from omni_group_coordinator import ParallelConfigError, ParallelError
+from omni_parallel.launching.failures import first_failure
+from omni_parallel.launching.processes import run_processes
+from omni_parallel.v1 import ModelFacts, ParallelConfig, auto_config, validate, versions
+from omni_parallel.verify.rank import VerifiedRank, VerifyRequest, verify_rank
+from omni_parallel.verify.report import TOLERANCE, Verified
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False))
+@click.option("--layout", default="auto", show_default=True, help="What the ranks share.")
+@click.option("--nproc", type=click.IntRange(2, 64), help="Ranks, for --layout auto.  [default: 2]")
+@click.option("--size", metavar="WIDTHxHEIGHT", help="Pixels.  [default: the pipeline's]")
+@click.option("--frames", type=click.IntRange(1), help="Of a video.")
+@click.option("--steps", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--dtype", type=click.Choice(list(TOLERANCE)), default="float32", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def verify(**given: Any) -> None:
+    """Run a few steps of MODEL on one process and on a layout, and compare.
+
+    MODEL is a folder that a pipeline of diffusers was saved to. Exits with 1 when the results
+    differ by more than the tolerance of the dtype, or a rank failed.
+    """
+    try:
+        request, config, ranks = _asked(given)
+    except ParallelConfigError as error:
+        raise click.UsageError(str(error)) from None
+    console = Console(stderr=given["as_json"])
+    found = _compared(request, config, ranks, console)
+    if given["as_json"]:
+        packages = {package.name: package.version for package in versions()}
+        report = {**found.to_dict(), "torch": torch.__version__, "packages": packages}
+        click.echo(json.dumps(report, indent=2))
+    else:
+        console.print(found.table())
+        console.print(found.verdict(), highlight=False)
+    sys.exit(0 if found.passed else 1)
+
+
+def _asked(given: dict[str, Any]) -> tuple[VerifyRequest, ParallelConfig, int]:
+    """Everything that can be known before a weight is loaded.
+
+    Raises:
+        ParallelConfigError: It cannot work.
+    """
+    facts = ModelFacts.from_folder(given["model"])
+    automatic = given["layout"] == "auto"
+    config = auto_config(given["nproc"] or 2, facts) if automatic else _config(given["layout"])
+    ranks = given["nproc"] or max(2, config.ranks)
+    width, height = _size(given["size"])
+    frames = given["frames"]
+    size = None if width is None or height is None else (width, height, frames or 1)
+    validate(config, ranks, facts, size)
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    request = VerifyRequest(
+        model=given["model"],
+        guided=config.cfg > 1,
+        steps=given["steps"],
+        width=width,
+        height=height,
+        frames=frames,
+        dtype=given["dtype"],
+        device="cpu" if devices < ranks else None,
+    )
+    return request, config, ranks
+
+
+def _config(text: str) -> ParallelConfig:
+    config = ParallelConfig.of(text)
+    if config.pipefusion > 1 and "pipefusion" not in config.options:
+        # The difference is measured here, so that settings are not refused that stray far.
+        options = {"patches": config.pipefusion, "force": True}
+        config = replace(config, options={**config.options, "pipefusion": options})
+    return config
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        msg = f"--size {text}: no size; legal: pixels as 128 or as 192x128"
+        raise ParallelConfigError(msg)
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _compared(
+    request: VerifyRequest, config: ParallelConfig, ranks: int, console: Console
+) -> Verified:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("1 process", total=None)
+        single = _run(request, ParallelConfig(), 1)[0]
+        progress.update(task, description=f"{ranks} ranks: {config}")
+        several = _run(request, config, ranks)
+    exact = config.pipefusion == 1 and not (config.vae_patch > 1 and config.vae_mode == "tile")
+    return Verified.of(request, (str(config), exact), single, several)
+
+
+def _run(
+    request: VerifyRequest, config: ParallelConfig, ranks: int
+) -> list[tuple[VerifiedRank, Tensor]]:
+    with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
+        try:
+            found = run_processes(verify_rank, (request, config, folder), ranks, folder)
+        except ChildFailedError as error:
+            raise ParallelError(first_failure(error)) from None
+        return [
+            (VerifiedRank(**asdict(found[rank])), torch.load(Path(folder) / f"rank{rank}.pt"))
+            for rank in range(ranks)
+        ]

@@ -18,11 +18,12 @@ def commands() -> click.Group:
     """The command with its sub-commands; torch, which they need, is slow to import."""
     from omni_parallel.demo.command import demo
     from omni_parallel.doctor.command import doctor
+    from omni_parallel.generate.command import generate
     from omni_parallel.run.command import run
     from omni_parallel.verify.command import verify
 
     group = click.Group("omni-parallel", help="Run diffusion models on several ranks.")
-    for command in (demo, run, doctor, verify):
+    for command in (demo, generate, run, verify, doctor):
         group.add_command(command)
     return click.version_option(__version__, package_name="omni-parallel")(group)
 

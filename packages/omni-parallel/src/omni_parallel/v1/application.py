@@ -78,7 +78,7 @@ def parallelize(
     Every rank of a script that torchrun started makes the same call, and then calls the pipeline
     with the same inputs. Everything is checked before anything is changed. Modules that are on the
     CPU are moved to the rank's device, once ranks have their share of them. In one process without
-    torchrun nothing is shared, and the pipeline is as it was.
+    torchrun nothing is shared, and nothing else is changed.
 
     Args:
         target: The pipeline, or the module; unmodified.
@@ -107,6 +107,7 @@ def parallelize(
     check_options(strategies, options)
     if world_size == 1:
         state = ParallelState(chosen.layout(1), device) if state is None else state
+        _move(target, state.device)
         return Parallelized(target, chosen, state, ExitStack())
     with ExitStack() as stack:
         if state is None:

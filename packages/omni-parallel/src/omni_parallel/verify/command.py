@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -20,8 +19,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel.launching.failures import first_failure
 from omni_parallel.launching.processes import run_processes
+from omni_parallel.pipeline_request import PipelineRequest, parse_size
 from omni_parallel.v1 import ModelFacts, ParallelConfig, auto_config, validate, versions
-from omni_parallel.verify.rank import VerifiedRank, VerifyRequest, verify_rank
+from omni_parallel.verify.rank import VerifiedRank, verify_rank
 from omni_parallel.verify.report import TOLERANCE, Verified
 
 
@@ -56,7 +56,7 @@ def verify(**given: Any) -> None:
     sys.exit(0 if found.passed else 1)
 
 
-def _asked(given: dict[str, Any]) -> tuple[VerifyRequest, ParallelConfig, int]:
+def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int]:
     """Everything that can be known before a weight is loaded.
 
     Raises:
@@ -66,20 +66,19 @@ def _asked(given: dict[str, Any]) -> tuple[VerifyRequest, ParallelConfig, int]:
     automatic = given["layout"] == "auto"
     config = auto_config(given["nproc"] or 2, facts) if automatic else _config(given["layout"])
     ranks = given["nproc"] or max(2, config.ranks)
-    width, height = _size(given["size"])
+    width, height = parse_size(given["size"])
     frames = given["frames"]
     size = None if width is None or height is None else (width, height, frames or 1)
     validate(config, ranks, facts, size)
-    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    request = VerifyRequest(
+    request = PipelineRequest(
         model=given["model"],
-        guided=config.cfg > 1,
+        negative_prompt="" if config.cfg > 1 else None,
+        guidance=4.0 if config.cfg > 1 else None,  # of some pipelines it is off by default
         steps=given["steps"],
         width=width,
         height=height,
         frames=frames,
         dtype=given["dtype"],
-        device="cpu" if devices < ranks else None,
     )
     return request, config, ranks
 
@@ -93,18 +92,8 @@ def _config(text: str) -> ParallelConfig:
     return config
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if match is None:
-        msg = f"--size {text}: no size; legal: pixels as 128 or as 192x128"
-        raise ParallelConfigError(msg)
-    return int(match[1]), int(match[2] or match[1])
-
-
 def _compared(
-    request: VerifyRequest, config: ParallelConfig, ranks: int, console: Console
+    request: PipelineRequest, config: ParallelConfig, ranks: int, console: Console
 ) -> Verified:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -117,11 +106,13 @@ def _compared(
 
 
 def _run(
-    request: VerifyRequest, config: ParallelConfig, ranks: int
+    request: PipelineRequest, config: ParallelConfig, ranks: int
 ) -> list[tuple[VerifiedRank, Tensor]]:
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
+        devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        device = "cpu" if devices < ranks else None
         try:
-            found = run_processes(verify_rank, (request, config, folder), ranks, folder)
+            found = run_processes(verify_rank, (request, config, folder, device), ranks, folder)
         except ChildFailedError as error:
             raise ParallelError(first_failure(error)) from None
         return [

@@ -10,7 +10,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from omni_parallel.verify.rank import VerifiedRank, VerifyRequest
+from omni_parallel.pipeline_request import PipelineRequest
+from omni_parallel.verify.rank import VerifiedRank
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of a pixel in [0, 1] that counts as the same, by dtype.
@@ -22,7 +23,7 @@ In halved precision a sum that is cut otherwise rounds otherwise, too."""
 class Verified:
     """One process beside the ranks of a layout."""
 
-    request: VerifyRequest
+    request: PipelineRequest
     layout: str
     exact: bool
     """Whether the layout promises the result of one process."""
@@ -38,7 +39,7 @@ class Verified:
     @classmethod
     def of(
         cls,
-        request: VerifyRequest,
+        request: PipelineRequest,
         layout: tuple[str, bool],
         single: tuple[VerifiedRank, Tensor],
         ranks: list[tuple[VerifiedRank, Tensor]],
@@ -73,9 +74,10 @@ class Verified:
         return self.single.seconds / max(rank.seconds for rank in self.ranks)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, of which JSON can be made: a PSNR that is infinite is None."""
+        """As plain data, of which JSON can be made: what is infinite is None."""
         found = asdict(self)
-        found["psnr"] = self.psnr if math.isfinite(self.psnr) else None
+        for name in ("psnr", "largest"):
+            found[name] = found[name] if math.isfinite(found[name]) else None
         return {**found, "passed": self.passed, "speed_up": self.speed_up}
 
     def table(self) -> Table:

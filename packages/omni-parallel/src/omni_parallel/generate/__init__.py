@@ -1,0 +1,1 @@
+"""``omni-parallel generate``: images or videos of any pipeline of diffusers, on several ranks."""

@@ -1,0 +1,66 @@
+"""Files of images and videos."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omni_group_coordinator import ParallelConfigError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEOS = (".gif", ".mp4")
+_MILLISECONDS = 62  # of a frame, which are 16 in a second
+
+
+def check_output(out: Path) -> None:
+    """Refuse a file that cannot be written, before a rank starts.
+
+    Raises:
+        ParallelConfigError: Its folder is not there or not writable, or its format is unknown.
+    """
+    folder = out.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        msg = f"cannot write {out}: {folder.absolute()} is no folder that can be written to"
+        raise ParallelConfigError(msg)
+    if out.exists() and (out.is_dir() or not os.access(out, os.W_OK)):
+        msg = f"cannot write {out}: it is there, and no file that can be written to"
+        raise ParallelConfigError(msg)
+    if out.suffix.lower() not in IMAGES + VIDEOS:
+        legal = ", ".join(IMAGES + VIDEOS)
+        msg = f"{out} has an unknown format; legal: {legal}; nearest: {out.with_suffix('.png')}"
+        raise ParallelConfigError(msg)
+
+
+def save(pictures: list[Any], out: Path) -> list[Path]:
+    """Write images, or videos as lists of frames: the first to the file, others beside it.
+
+    Args:
+        pictures: PIL images, or lists of them.
+        out: File; of several, its name with a number.
+
+    Returns:
+        What was written.
+    """
+    several = len(pictures) > 1
+    paths = [out.with_stem(f"{out.stem}-{i}") if several else out for i in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        if isinstance(picture, list):
+            _save_video(picture, path)
+        else:
+            picture.save(path)
+    return paths
+
+
+def _save_video(frames: list[Any], path: Path) -> None:
+    if path.suffix.lower() == ".mp4":
+        from diffusers.utils import export_to_video
+
+        export_to_video(frames, str(path), fps=16)
+        return
+    if path.suffix.lower() != ".gif":  # one image for each frame
+        for index, frame in enumerate(frames):
+            frame.save(path.with_stem(f"{path.stem}-{index:04d}"))
+        return
+    first, *rest = frames
+    first.save(path, save_all=True, append_images=rest, duration=_MILLISECONDS, loop=0)

@@ -1,0 +1,142 @@
+"""``omni-parallel generate``: the files of a layout are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("diffusers")
+from PIL import Image
+
+from omni_group_coordinator import ParallelConfigError
+from omni_parallel.demo.pipeline import MODEL
+from omni_parallel.generate.command import generate
+from omni_parallel.generate.output import check_output, save
+
+CLI = "from omni_parallel.cli import main; main()"
+USUAL = ["--size", "64", "--steps", "3", "--guidance", "3", "--negative-prompt", ""]
+PROMPT = ["--prompt", "a red circle left of a blue square"]
+
+
+def invoke(*options: str, model: str = str(MODEL)) -> Any:
+    return CliRunner().invoke(generate, [model, *PROMPT, *USUAL, *options])
+
+
+def pixels(path: Path) -> torch.Tensor:
+    image = Image.open(path).convert("RGB")
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, 3).short()
+
+
+def test_the_file_of_ranks_is_that_of_one_process(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.png", tmp_path / "together.png"
+    assert invoke("--out", str(alone), "--nproc", "1").exit_code == 0
+    result = invoke("--out", str(together), "--layout", "cfg=2,vae_patch=2", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"files": [str(together)], "ranks": 2}
+    assert pixels(alone).shape == (64, 64, 3)
+    assert pixels(alone).float().std() > 1
+    assert (pixels(alone) - pixels(together)).abs().max() <= 1
+
+
+def test_each_prompt_has_a_file(tmp_path: Path) -> None:
+    more = ["--prompt", "a large cyan ring", "--nproc", "2", "--seed", "5"]
+    result = invoke(*more, "--out", str(tmp_path / "a.webp"))
+    assert result.exit_code == 0, result.output
+    first, second = tmp_path / "a-0.webp", tmp_path / "a-1.webp"
+    assert result.output.splitlines()[-2:] == [f"wrote {first}", f"wrote {second}"]
+    assert (pixels(first) - pixels(second)).abs().max() > 50
+
+
+def test_two_hosts_make_one_image(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes", "2", "--rdzv-endpoint", f"localhost:{port}", "--nproc", "1"]
+    command = [sys.executable, "-c", CLI, "generate", str(MODEL), *PROMPT, *USUAL, *options]
+    done: list[subprocess.CompletedProcess[str]] = []
+
+    def host() -> None:
+        out = ["--layout", "ulysses=2", "--out", str(tmp_path / "a.png")]
+        done.append(
+            subprocess.run(
+                [*command, *out],
+                capture_output=True,
+                text=True,
+                timeout=110,
+                check=False,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        )
+
+    hosts = [threading.Thread(target=host) for _ in range(2)]
+    for one in hosts:
+        one.start()
+    for one in hosts:
+        one.join()
+    assert [one.returncode for one in done] == [0, 0], [one.stderr[-2000:] for one in done]
+    assert sorted("wrote" in one.stdout for one in done) == [False, True]
+    assert pixels(tmp_path / "a.png").shape == (64, 64, 3)
+
+
+def test_files_of_videos(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
+    (gif,) = save([frames], tmp_path / "a.gif")
+    assert Image.open(gif).n_frames == 4
+    save([frames], tmp_path / "a.png")
+    assert pixels(tmp_path / "a-0003.png")[0, 0, 0] == 180
+    assert len(save([frames, frames], tmp_path / "b.gif")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--layout", "ulysses=5"], "has 4 heads"),
+        (["--layout", "warp=2"], "unknown: warp"),
+        (["--size", "big"], "--size big: no size"),
+        (["--out", "none/a.png"], "is no folder that can be written to"),
+        (["--out", "a.tiff"], "unknown format; legal: .png, .jpg"),
+        (["--nnodes", "2"], "needs --rdzv-endpoint"),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a:1", "--layout", "ring=3"],
+            "3 ranks of the layout",
+        ),
+        (["--dtype", "int8"], "'int8' is not one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_rank_starts(options: list[str], said: str) -> None:
+    result = invoke(*options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    result = invoke(model=str(tmp_path))
+    assert result.exit_code == 2
+    assert "has no model_index.json" in " ".join(result.output.split())
+    result = invoke("--nproc", "1", "--out", str(tmp_path / "a.png"), model="nobody/has-this")
+    assert result.exit_code == 1
+    assert "nobody/has-this is neither a folder here nor a pipeline" in str(result.exception)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ParallelConfigError, match="is no folder that can be written to"):
+        check_output(tmp_path / "a.png")
+
+
+def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ParallelConfigError, match="it is there, and no file"):
+        check_output(tmp_path / "a.png")

@@ -33,7 +33,8 @@ def invoke(*options: str, model: str = str(MODEL)) -> Any:
 
 
 def pixels(path: Path) -> torch.Tensor:
-    image = Image.open(path).convert("RGB")
+    with Image.open(path) as found:
+        image = found.convert("RGB")
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, 3).short()
 
@@ -92,7 +93,8 @@ def test_two_hosts_make_one_image(tmp_path: Path) -> None:
 def test_files_of_videos(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
     (gif,) = save([frames], tmp_path / "a.gif")
-    assert Image.open(gif).n_frames == 4
+    with Image.open(gif) as found:
+        assert found.n_frames == 4
     save([frames], tmp_path / "a.png")
     assert pixels(tmp_path / "a-0003.png")[0, 0, 0] == 180
     assert len(save([frames, frames], tmp_path / "b.gif")) == 2

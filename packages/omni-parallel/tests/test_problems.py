@@ -96,16 +96,16 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_listed_with_the_nearest_that_work() -> None:
-    config = ParallelConfig(cfg=3, ulysses=5, pp=7, hsdp=2)
+    config = ParallelConfig(cfg=4, ulysses=5, pp=7, hsdp=2)
     with pytest.raises(ParallelConfigError) as caught:
         validate(config, 8, FACTS, (32, 32, 1))
     said = str(caught.value)
     for part in (
         "cannot run on 8 ranks",
-        "= 105 does not divide the world of 8 ranks",
+        "= 140 does not divide the world of 8 ranks",
         "ulysses=5: FluxTransformer2DModel has 4 heads",
         "pp=7: FluxTransformer2DModel has 6 blocks",
-        "cfg=3: FluxPipeline has 2 guidance branches",
+        "cfg=4: no pipeline has more than 3 guidance branches",
         "ulysses=5: 32 x 32 pixels are 4 tokens",
     ):
         assert part in said
@@ -116,6 +116,13 @@ def test_all_problems_are_listed_with_the_nearest_that_work() -> None:
 def test_nearest_changes_as_little_as_it_can() -> None:
     with pytest.raises(ParallelConfigError, match=r"\nnearest legal: cfg=2,ulysses=4 or"):
         validate(ParallelConfig(cfg=2, ulysses=5), 8, FACTS)
+
+
+def test_a_world_that_nobody_means_is_refused_at_once() -> None:
+    config = ParallelConfig(ulysses=999_999_999, ring=999_999_999)
+    with pytest.raises(ParallelConfigError, match="has 4 heads") as caught:
+        validate(config, config.ranks, FACTS)
+    assert "nearest legal: " not in str(caught.value).rsplit("\n", maxsplit=1)[-1]
 
 
 def test_a_unet_has_no_tokens_and_a_module_no_autoencoder() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from math import log2
+from math import isqrt, log2
 from typing import Any
 
 from omni_parallel.v1.model_facts import ModelFacts
@@ -13,11 +13,13 @@ from omni_parallel.v1.parallel_config import OVERLAYS, ParallelConfig
 
 _SHOWN = 3
 _MOST = 20_000  # tries: a world of hundreds of ranks with all degrees asked for
+_LARGEST = 1_000_000  # ranks of a world that somebody means
 
 
 def divisors(number: int) -> list[int]:
     """All positive divisors in ascending order."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+    low = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*low, *(number // n for n in low)})
 
 
 def nearest_legal(
@@ -30,6 +32,8 @@ def nearest_legal(
         world_size: Ranks that there are.
         is_legal: Whether a layout can be.
     """
+    if world_size > _LARGEST:
+        return []
     asked = {
         name: degree
         for name, degree in config.to_dict().items()

@@ -14,6 +14,9 @@ from omni_parallel.v1.strategies import available_strategies, missing_text
 Size = tuple[int, int, int]
 """Width and height in pixels, and frames."""
 
+MOST_BRANCHES = 3
+"""Of guidance, in any pipeline of diffusers: with text, without, and without an image."""
+
 NOT_TOGETHER: dict[tuple[str, str], str] = {
     ("pp", "pipefusion"): "both cut the model's blocks into stages",
     ("pipefusion", "hsdp"): "a stage is one rank, so that nobody has the same weights to share",
@@ -111,8 +114,11 @@ def _of_model(config: ParallelConfig, facts: ModelFacts) -> Iterator[str]:
             f"{name}={stages}: {kind} has {facts.blocks} blocks, so that further stages would have "
             f"none; legal: 1 to {facts.blocks}"
         )
-    if facts.branches is not None and config.cfg > max(2, facts.branches):
-        yield f"cfg={config.cfg}: {facts.name} has {facts.branches} guidance branches; legal: 1, 2"
+    if config.cfg > MOST_BRANCHES:
+        yield (
+            f"cfg={config.cfg}: no pipeline has more than {MOST_BRANCHES} guidance branches, so "
+            f"that further ranks would have none; legal: 1 to {MOST_BRANCHES}"
+        )
     if config.vae_patch > 1 and not facts.has_vae:
         yield f"vae_patch={config.vae_patch}: {facts.name} has no autoencoder; legal: 1"
 

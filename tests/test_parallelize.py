@@ -182,3 +182,19 @@ def test_ranks_on_one_accelerator_are_refused(monkeypatch: pytest.MonkeyPatch) -
         application._check_place(module)
     monkeypatch.setenv("LOCAL_RANK", "0")
     application._check_place(module)
+
+
+class OfAThirdParty:
+    """A strategy with options that its signature names."""
+
+    name = "mine"
+
+    def apply(self, target: Any, state: ParallelState, *, strength: int = 1) -> Any:
+        raise NotImplementedError
+
+
+def test_options_that_a_strategy_does_not_name_are_refused() -> None:
+    given = {"mine": {"strength": 2, "colour": "red"}}
+    with pytest.raises(ParallelConfigError, match="takes no option colour; legal: strength"):
+        application.check_options({"mine": OfAThirdParty()}, given)
+    application.check_options({"mine": OfAThirdParty()}, {"mine": {"strength": 2}})

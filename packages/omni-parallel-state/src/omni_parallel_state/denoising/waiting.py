@@ -121,13 +121,24 @@ def sequence_like(value: Any, items: Iterable[Any]) -> Any:
 
 def resolve_all(value: Any) -> Any:
     """As `resolve`, also for what is within tuples, lists and dicts."""
-    if is_deferred(value):
-        return resolve(value)
+    return replaced_within(value, lambda one: resolve(one) if is_deferred(one) else one)
+
+
+def replaced_within(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """A value, or what is within tuples, lists and dicts, with something in its place.
+
+    Args:
+        value: Kept as it is where nothing is replaced.
+        replace: Gives what stands in place of a value; the value itself for those that stay.
+    """
+    found = replace(value)
+    if found is not value:
+        return found
     if is_sequence(value):
-        items = [resolve_all(item) for item in value]
+        items = [replaced_within(item, replace) for item in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         return sequence_like(value, items) if changed else value
     if type(value) is dict:
-        found = {key: resolve_all(item) for key, item in value.items()}
+        found = {key: replaced_within(item, replace) for key, item in value.items()}
         return found if any(found[key] is not value[key] for key in value) else value
     return value

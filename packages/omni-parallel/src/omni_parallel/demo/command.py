@@ -31,6 +31,7 @@ from omni_parallel.demo.request import (
 )
 from omni_parallel.demo.sheet import write_sheet
 from omni_parallel.demo.table import comparison, megabytes, verdict
+from omni_parallel.launching.hosts import accelerators, device_for
 from omni_parallel.v1 import load_strategy
 from omni_parallel_state import ParallelLayout
 
@@ -125,10 +126,10 @@ def demo(
 
 def _device_for(ranks: int, console: Console) -> str | None:
     """The CPU where there are too few accelerators, and say so; else ``None``."""
-    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    devices = accelerators()
     if 0 < devices < ranks:
         console.print(f"{ranks} ranks need as many accelerators, here is {devices}: using the CPU")
-    return "cpu" if devices < ranks else None
+    return device_for(ranks)
 
 
 def _check(request: DemoRequest, layout: ParallelLayout, out: Path) -> None:

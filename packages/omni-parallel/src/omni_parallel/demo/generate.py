@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import record_traffic
 from omni_parallel.demo.layouts import options_of, strategies_of
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.launching.interrupts import end_with_launcher
+from omni_parallel.launching.measures import peak_memory, weight_bytes
 from omni_parallel.v1 import load_strategy
 from omni_parallel_state import (
     ParallelLayout,
@@ -116,20 +114,6 @@ def generate(pipeline: FluxPipeline, request: DemoRequest, after_step: Any = Non
     )
     pictures: Tensor = result.images
     return pictures.float()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the accelerator if it has one, else resident."""
-    if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def weight_bytes(parts: Iterable[object]) -> int:
-    """Bytes of the parameters of some modules that this process holds; others are passed over."""
-    found = {p for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
-    held = (p.to_local() if isinstance(p, DTensor) else p for p in found)
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 class _Clock:

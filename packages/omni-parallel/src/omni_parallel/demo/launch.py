@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf, log10
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from omni_group_coordinator import ParallelError
 from omni_parallel.demo.generate import PROGRESS, RankReport, run_rank
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.launching.failures import first_failure
-from omni_parallel.launching.processes import POLL_SECONDS, run_processes
+from omni_parallel.launching.looking import looking
+from omni_parallel.launching.processes import run_processes
 from omni_parallel_state import ParallelLayout
 
 
@@ -87,7 +88,7 @@ def launch(
         KeyboardInterrupt: The run was interrupted; every rank has ended.
     """
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
-        with _following(Path(folder) / PROGRESS, on_step):
+        with looking(partial(_tell, Path(folder) / PROGRESS, on_step)):
             try:
                 args = (request, layout, folder, device)
                 reports = run_processes(run_rank, args, layout.world_size, folder)
@@ -100,22 +101,8 @@ def launch(
     return RunResult(layout, tuple(reports[rank] for rank in sorted(reports)), pictures)
 
 
-@contextmanager
-def _following(progress: Path, on_step: Callable[[int], None]) -> Iterator[None]:
-    """Read rank 0's progress in a thread: the launcher keeps this one busy."""
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.wait(POLL_SECONDS):
-            try:
-                on_step(json.loads(progress.read_text()))
-            except (FileNotFoundError, json.JSONDecodeError):
-                continue  # no step yet, or the number is being written
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def _tell(progress: Path, on_step: Callable[[int], None]) -> None:
+    """Read rank 0's progress."""
+    # Else there is no step yet, or the number is being written.
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        on_step(json.loads(progress.read_text()))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -17,6 +16,7 @@ from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel.generate.output import check_output
 from omni_parallel.generate.rank import generate_rank
 from omni_parallel.launching.failures import first_failure
+from omni_parallel.launching.hosts import device_for, nodes_for, ranks_here
 from omni_parallel.launching.processes import Nodes, run_ranks
 from omni_parallel.pipeline_request import DTYPES, PipelineRequest, parse_size
 from omni_parallel.v1 import ModelFacts, ParallelConfig, validate
@@ -54,8 +54,7 @@ def generate(**given: Any) -> None:
         request, ranks, nodes = _asked(given)
     except ParallelConfigError as error:
         raise click.UsageError(str(error)) from None
-    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    args = (request, given["layout"], given["out"].absolute(), "cpu" if devices < ranks else None)
+    args = (request, given["layout"], given["out"].absolute(), device_for(ranks))
     others = dict.fromkeys(range(1, ranks), Std.ALL)
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
         logs = DefaultLogsSpecs(folder, redirects=Std.ALL if given["as_json"] else others)
@@ -78,26 +77,19 @@ def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, int, Nodes]:
         ParallelConfigError: It cannot work.
     """
     check_output(given["out"])
-    nnodes, endpoint = given["nnodes"], given["rdzv_endpoint"]
-    if nnodes > 1 and endpoint is None:
-        msg = f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on every host"
-        raise ParallelConfigError(msg)
-    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    nodes = nodes_for(given["nnodes"], given["rdzv_endpoint"], "generate")
     config = None if given["layout"] == "auto" else ParallelConfig.of(given["layout"])
     needed = 0 if config is None else config.ranks
-    if given["nproc"] is None and needed % nnodes:
-        msg = f"{needed} ranks of the layout on {nnodes} hosts; legal: --nproc for each of them"
-        raise ParallelConfigError(msg)
-    ranks = given["nproc"] or needed // nnodes or max(1, devices)
+    ranks = ranks_here(given["nproc"], needed, nodes.count) or 1
     width, height = parse_size(given["size"])
     folder = Path(given["model"])
     if folder.exists() and config is not None:
         known = None if width is None or height is None else (width, height, given["frames"] or 1)
-        validate(config, ranks * nnodes, ModelFacts.from_folder(folder), known)
+        validate(config, ranks * nodes.count, ModelFacts.from_folder(folder), known)
     elif folder.exists():
         ModelFacts.from_folder(folder)
     elif config is not None:
-        validate(config, ranks * nnodes)
+        validate(config, ranks * nodes.count)
     request = PipelineRequest(
         model=given["model"],
         prompts=given["prompts"],
@@ -108,11 +100,7 @@ def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, int, Nodes]:
         height=height,
         frames=given["frames"],
         seed=given["seed"],
-        dtype=given["dtype"] or ("float32" if devices < ranks else "bfloat16"),
+        dtype=given["dtype"] or ("bfloat16" if device_for(ranks) is None else "float32"),
         output_type="pil",
     )
-    return (
-        request,
-        ranks,
-        Nodes(nnodes, endpoint or "localhost:0", "generate" if nnodes > 1 else ""),
-    )
+    return request, ranks, nodes

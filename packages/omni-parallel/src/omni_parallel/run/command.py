@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 
 from omni_group_coordinator import ParallelConfigError
-from omni_parallel.launching.processes import Nodes
+from omni_parallel.launching.hosts import nodes_for, ranks_here
 from omni_parallel.run.script import ScriptRun, run_script
 from omni_parallel.v1 import ParallelConfig
 
@@ -53,15 +52,19 @@ def run(
     Rank 0 has the terminal. When a rank fails, all end, and what the first one said comes first.
     On several hosts, give the same command on each of them.
     """
-    if nnodes > 1 and rdzv_endpoint is None:
-        msg = f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, the same on every host"
+    try:
+        nodes = nodes_for(nnodes, rdzv_endpoint, "omni-parallel")
+        ranks = ranks_here(nproc, _needed(layout, nproc, nnodes), nnodes)
+    except ParallelConfigError as error:
+        raise click.UsageError(str(error)) from None
+    if not ranks:
+        msg = "there is no accelerator to count ranks by; say how many: --nproc 2"
         raise click.UsageError(msg)
-    nodes = Nodes(nnodes, rdzv_endpoint or "localhost:0", "omni-parallel" if nnodes > 1 else "")
     run_script(
         ScriptRun(
             script=script,
             arguments=arguments,
-            ranks=_ranks(nproc, layout, nnodes),
+            ranks=ranks,
             layout=layout,
             nodes=nodes,
             log_dir=log_dir,
@@ -70,24 +73,14 @@ def run(
     )
 
 
-def _ranks(nproc: int | None, layout: str | None, nnodes: int) -> int:
-    """Ranks on this host."""
-    needed = 0
-    if layout is not None and layout != "auto":
-        try:
-            config = ParallelConfig.of(layout)
-            needed = config.ranks
-            if nproc is not None:
-                config.layout(nproc * nnodes)
-        except ParallelConfigError as error:
-            raise click.BadParameter(str(error), param_hint="--layout") from None
-    if nproc is not None:
-        return nproc
-    if needed % nnodes:
-        msg = f"{needed} ranks of the layout on {nnodes} hosts; legal: --nproc for each of them"
-        raise click.UsageError(msg)
-    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    if not needed and not found:
-        msg = "there is no accelerator to count ranks by; say how many: --nproc 2"
-        raise click.UsageError(msg)
-    return needed // nnodes or found
+def _needed(layout: str | None, nproc: int | None, nnodes: int) -> int:
+    """Ranks that the layout needs on all hosts; 0: as many as there are."""
+    if layout is None or layout == "auto":
+        return 0
+    try:
+        config = ParallelConfig.of(layout)
+        if nproc is not None:
+            config.layout(nproc * nnodes)
+    except ParallelConfigError as error:
+        raise click.BadParameter(str(error), param_hint="--layout") from None
+    return config.ranks

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-POLL_SECONDS = 0.1
+from omni_parallel.launching.looking import looking
+
 HOLD_SECONDS = 5.0
 """How long a traceback is held back while ranks go on: the agent needs less to see one fail."""
 _BEGIN = "Traceback (most recent call last)"
@@ -38,19 +38,10 @@ class FirstWords:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show within the block; what is held back at its end stays so until `rest`."""
-        done = threading.Event()
-
-        def follow() -> None:
-            while not done.wait(POLL_SECONDS):
-                self._read()
-
-        thread = threading.Thread(target=follow, name="show rank 0", daemon=True)
-        thread.start()
         try:
-            yield
+            with looking(self._read):
+                yield
         finally:
-            done.set()
-            thread.join()
             self._read()
 
     def rest(self) -> str:

@@ -127,10 +127,12 @@ def parallelize(
 def check_options(
     strategies: Mapping[str, Strategy], options: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse options for strategies that are not applied.
+    """Refuse options that a strategy does not take, before any is applied.
+
+    Those of this project take any here, and refuse what is no field of their configuration.
 
     Raises:
-        ParallelConfigError: Names them, and what would apply the strategy.
+        ParallelConfigError: Names them, and those that it takes.
     """
     for name, given in options.items():
         parameters = inspect.signature(strategies[name].apply).parameters.values()

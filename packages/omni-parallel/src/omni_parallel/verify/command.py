@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel.launching.failures import first_failure
+from omni_parallel.launching.hosts import device_for
 from omni_parallel.launching.processes import run_processes
 from omni_parallel.pipeline_request import PipelineRequest, parse_size
 from omni_parallel.v1 import ModelFacts, ParallelConfig, auto_config, validate, versions
@@ -109,10 +110,9 @@ def _run(
     request: PipelineRequest, config: ParallelConfig, ranks: int
 ) -> list[tuple[VerifiedRank, Tensor]]:
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
-        devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        device = "cpu" if devices < ranks else None
+        args = (request, config, folder, device_for(ranks))
         try:
-            found = run_processes(verify_rank, (request, config, folder, device), ranks, folder)
+            found = run_processes(verify_rank, args, ranks, folder)
         except ChildFailedError as error:
             raise ParallelError(first_failure(error)) from None
         return [

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from omni_parallel.demo.generate import peak_memory, weight_bytes
 from omni_parallel.launching.interrupts import end_with_launcher
+from omni_parallel.launching.measures import peak_memory, weight_bytes
 from omni_parallel.pipeline_request import PipelineRequest
 from omni_parallel.v1 import ParallelConfig, parallelize
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
@@ -36,7 +37,7 @@ class Ledger:
                 values.flat()
 
 
-class Values:
+class Values(ABC):
     """The values of a tensor in its flat form, each computed once, when it is asked for.
 
     Args:
@@ -75,13 +76,13 @@ class Values:
 
     _computes_flat = True
 
+    @abstractmethod
     def _compute(self, index: int | None) -> Tensor:
         """Those of a patch, or all of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget(self) -> None:
         """All were computed: let go of what they were computed of."""
-        raise NotImplementedError
 
 
 class Arriving(Values):

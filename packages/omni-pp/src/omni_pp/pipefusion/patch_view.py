@@ -32,6 +32,7 @@ class PatchedCall:
         layout: How tokens lie in what is denoised and in the result, of which a patch is enough;
             ``None``: both are needed whole.
         heads: What the head gave for each patch so far.
+        image: What of the denoised tensor has arrived so far, in its flat form; ``None``: nothing.
         cut: Names of the model's arguments of which each patch has its own part.
         computed: By module: its outputs of the first patch, in order.
         masks: By name of the attention: the mask of all keys, of the first patch.

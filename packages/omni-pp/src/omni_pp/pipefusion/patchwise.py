@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omni_parallel_state.denoising.waiting import is_sequence, sequence_like
+from omni_parallel_state.denoising.structure import tensors_in
+from omni_parallel_state.denoising.waiting import replaced_within
 from omni_pp.pipefusion.patch_values import Ledger, Recorded, Values
 from omni_pp.pipefusion.patchwise_einsum import einsum_rule
 from omni_pp.pipefusion.patchwise_rules import FACTORIES, Pending, Rule, rule_for
@@ -83,7 +84,7 @@ class PatchwiseTensor(Tensor):
             return _in_place(func, args, named)
         if func._schema.name.removeprefix("aten::") in FACTORIES:
             return func(*map(_empty, args), **named)
-        if any(is_pending(one) for one in _tensors((args, named))):
+        if any(is_pending(one) for one in tensors_in((args, named))):
             found = _recorded(func, args, named)
             if found is None:
                 found = func.decompose(*args, **named)
@@ -119,16 +120,9 @@ def real_of(value: PatchwiseTensor) -> Tensor:
 
 def real_all(value: Any) -> Any:
     """As `real_of`, also for what is within tuples, lists and dicts; others as they are."""
-    if isinstance(value, PatchwiseTensor):
-        return real_of(value)
-    if is_sequence(value):
-        items = [real_all(item) for item in value]
-        changed = any(new is not old for new, old in zip(items, value, strict=True))
-        return sequence_like(value, items) if changed else value
-    if type(value) is dict:
-        found = {key: real_all(item) for key, item in value.items()}
-        return found if any(found[key] is not value[key] for key in value) else value
-    return value
+    return replaced_within(
+        value, lambda one: real_of(one) if isinstance(one, PatchwiseTensor) else one
+    )
 
 
 def real_output(output: Any) -> Any:
@@ -143,18 +137,8 @@ def real_output(output: Any) -> Any:
 # -- operators ---------------------------------------------------------------------------------
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
 def _patchwise(value: Any) -> list[PatchwiseTensor]:
-    return [one for one in _tensors(value) if isinstance(one, PatchwiseTensor)]
+    return [one for one in tensors_in(value) if isinstance(one, PatchwiseTensor)]
 
 
 def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -200,7 +184,7 @@ def _recorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     bound = dict(zip((one.name for one in arguments), args, strict=False)) | kwargs
     operands = [one for one in _patchwise(list(bound.values())) if is_pending(one)]
     pending = {name: _map(value, _shown) for name, value in bound.items()}
-    ndim = max(one.ndim for one in _tensors(list(bound.values())))
+    ndim = max(one.ndim for one in tensors_in(list(bound.values())))
     waiting = [_shown(one) for one in operands]
     rule = rule_for(func, pending, waiting, ndim)
     if rule is None:

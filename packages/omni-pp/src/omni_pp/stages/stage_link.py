@@ -113,7 +113,7 @@ class StageLink:
     def finish(self) -> None:
         """Wait for everything that was sent."""
         self.finish_older()
-        self.finish_older()
+        self.finish_older()  # what is new is older now
 
     def finish_older(self) -> None:
         """Wait for what was sent before the last call of this."""

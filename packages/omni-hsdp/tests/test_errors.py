@@ -164,8 +164,7 @@ def test_weights_that_are_not_there_yet():
 
 def shard_that_fails():
     import torch.distributed.distributed_c10d as c10d
-
-    from omni_hsdp import sharding
+    from torch.distributed import fsdp
 
     def fails(*args, **kwargs):
         raise ArithmeticError
@@ -173,7 +172,7 @@ def shard_that_fails():
     state = ParallelState(ParallelLayout(ulysses=2))
     before = len(c10d._world.pg_map)
     with state.use(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "fully_shard", fails)
+        patch.setattr(fsdp, "fully_shard", fails)
         with pytest.raises(ArithmeticError):
             apply_hsdp_to_model(toy(), config())
     return len(c10d._world.pg_map) - before

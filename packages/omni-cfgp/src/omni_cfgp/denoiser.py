@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from omni_group_coordinator import ParallelError
 
@@ -39,7 +39,9 @@ class Denoiser:
     @property
     def is_sharded(self) -> bool:
         """Whether its weights are sharded, so that ranks must call it as often as each other."""
-        return isinstance(self.module, FSDPModule)
+        # Whoever sharded it imported this, which takes most of a second; elsewhere nobody waits.
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        return fsdp is not None and isinstance(self.module, fsdp.FSDPModule)
 
     def parameter(self, index: int) -> str:
         """Name of a positional parameter."""

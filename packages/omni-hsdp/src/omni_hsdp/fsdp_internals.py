@@ -14,7 +14,6 @@ from typing import Any, cast
 from torch import nn
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed._composable_state import _module_state_mapping
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 _OURS = "torch.distributed.fsdp"
 _STATE_HOOKS = (
@@ -50,6 +49,8 @@ def keep_class_name(module: nn.Module) -> None:
 
 def can_remove(module: nn.Module) -> bool:
     """Whether the class of a module is the one that sharding gave it, and no later one."""
+    from torch.distributed.fsdp import FSDPModule
+
     return type(module).__mro__[1] is FSDPModule
 
 
@@ -58,6 +59,8 @@ def remove_fully_shard(module: nn.Module) -> None:
 
     Its parameters are the caller's business.
     """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     if isinstance(module, FSDPModule):
         module.__class__ = type(module).__mro__[2]
     for name in _HOOKS:

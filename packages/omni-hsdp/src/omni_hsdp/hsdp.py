@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
 from omni_group_coordinator import ParallelConfigError
@@ -143,6 +142,8 @@ def check_model(model: nn.Module) -> None:
             "remove_hsdp() on that, or shard it with conditions= that name this part"
         )
         raise ParallelConfigError(msg)
+    from torch.distributed.tensor import DTensor
+
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             msg = f"{name} is distributed already; shard a model once, and before anything else"

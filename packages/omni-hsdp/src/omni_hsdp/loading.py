@@ -9,7 +9,6 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import GroupCoordinator
 from omni_hsdp.conditions import Condition
@@ -137,6 +136,8 @@ def _shard_and_fill(
 
 def _fill(record: ShardedModel, tensors: dict[str, Any], entries: dict[str, Entry]) -> None:
     """Give a model that has no weights this rank's share of them, and all of what stays whole."""
+    from torch.distributed.tensor import DTensor
+
     shares = {id(p.original): p for p in record.parameters}
     places = _places(record.model)
     for file, keys in by_file(entries):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from omni_group_coordinator import GroupCoordinator, ParallelConfigError
@@ -154,6 +153,8 @@ class ShardedModel:
 
     def whole_value(self, parameter: ShardedParameter) -> Tensor:
         """The whole of a parameter, on the device: a collective of the group."""
+        from torch.distributed.tensor import DTensor
+
         share = parameter.current
         if not isinstance(share, DTensor):
             msg = f"{parameter.name} is gathered at the moment; leave the gathered() block first"

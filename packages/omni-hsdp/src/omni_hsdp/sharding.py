@@ -1,16 +1,15 @@
-"""Puts torch's ``fully_shard`` on a model, and takes it off."""
+"""Puts torch's ``fully_shard`` on a model, and takes it off.
+
+torch's FSDP and its DTensor take most of a second to import. This package imports them where it
+shards, not where it is imported: a program that may shard does not wait for what it does not use.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
-from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelError
 from omni_hsdp.casting import restore_casts
@@ -20,6 +19,9 @@ from omni_hsdp.grad_flags import GradFlags
 from omni_hsdp.ignored import owners_of
 from omni_hsdp.placement import Ranks
 from omni_hsdp.sharded_model import ShardedModel, ShardedParameter, forget
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import OffloadPolicy
 
 
 def shard(
@@ -36,6 +38,8 @@ def shard(
         whole: Parameters that stay whole.
         output_dtype: What floating-point outputs of the model are cast to.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     model, names = record.model, {id(module): name for name, module in record.blocks.items()}
     record.ranks = ranks
     record.grads = {p: p.requires_grad for p in whole}
@@ -72,6 +76,8 @@ def _offload(record: ShardedModel) -> OffloadPolicy:
 
     Pipelines ask a model for its device, and get that of its first parameter.
     """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
+
     if not record.policy.cpu_offload:
         return OffloadPolicy()
     return CPUOffloadPolicy(pin_memory=record.device.type != "cpu")
@@ -125,6 +131,8 @@ def unshard(record: ShardedModel) -> None:
     Raises:
         ParallelError: As `check_removable` does.
     """
+    from torch.distributed.tensor import DTensor
+
     check_removable(record)
     forget(record)
     restore_casts(record)

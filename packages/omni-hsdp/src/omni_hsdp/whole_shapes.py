@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from omni_hsdp.fsdp_internals import without_state_hooks
 from omni_hsdp.sharded_model import ShardedModel, ShardedParameter, record_of
@@ -28,6 +27,8 @@ def whole_shapes(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ParallelConfigError: The model is not sharded.
     """
+    from torch.distributed.tensor import DTensor
+
     record = record_of(model)
     shown: list[tuple[ShardedParameter, nn.Parameter, nn.Parameter]] = []
     with torch.inference_mode(False), torch.no_grad():

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_hsdp.sharded_model import ShardedModel, ShardedParameter
@@ -73,6 +72,8 @@ def _check(record: ShardedModel, failure: Exception | None) -> None:
 
 def _write_back(record: ShardedModel, parameter: ShardedParameter, share: nn.Parameter) -> None:
     """Put this rank's rows of a changed parameter into its share."""
+    from torch.distributed.tensor import DTensor
+
     if isinstance(share, DTensor):
         rows = parameter.rows(record.group.rank_in_group, record.shard)
         share.to_local().copy_(parameter.current.data[rows])

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.v1.legal_layouts import auto_config
@@ -193,6 +192,8 @@ def _move(target: Any, device: torch.device) -> None:
     """Put modules that are on the CPU on a rank's device, but for those that others place."""
     if device.type == "cpu":
         return
+    from torch.distributed.tensor import DTensor  # takes half a second to import
+
     for module in _modules(target):
         tensors = list(module.parameters())
         placed = hasattr(module, "_hf_hook") or any(isinstance(one, DTensor) for one in tensors)

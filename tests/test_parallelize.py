@@ -91,9 +91,9 @@ def patches_of_exact_steps(layout: str) -> float:
         return stock.error(ready)
 
 
-@pytest.mark.parametrize("world_size", FUSED)
-def test_compositions_with_pipefusion(ranks, world_size):
-    layout = FUSED[world_size]
+@pytest.mark.parametrize("layout", sum(FUSED.values(), ()))
+def test_compositions_with_pipefusion(ranks, layout):
+    world_size = ParallelConfig.parse(layout).ranks
     for found in ranks.run(patches_of_exact_steps, layout, world_size=world_size):
         assert found <= 1e-5
 
@@ -103,7 +103,7 @@ def test_every_pair_is_tested_or_refused_and_the_guide_says_which() -> None:
     assert compositions_guide.updated(text) == text
     pairs = {frozenset(pair) for pair in combinations(STRATEGIES, 2)}
     assert {frozenset(pair) for pair in NOT_TOGETHER} <= pairs
-    for layout in sum(LAYOUTS.values(), ()):
+    for layout in sum((*LAYOUTS.values(), *FUSED.values()), ()):
         assert find_problems(ParallelConfig.parse(layout), ParallelConfig.parse(layout).ranks) == []
 
 

@@ -12,7 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "omni-pp" / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "omni-pp" / "tests" / "pipefusion"))
 from deepened_pipelines import build
+from pipefusion_cases import arguments, distance
+from stale_reference import StaleReference
 from stock_pipelines import CASES, picture
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
@@ -20,6 +23,7 @@ from omni_hsdp import HSDPInferenceConfig, apply_hsdp_to_model, hsdp_report, rem
 from omni_parallel_state import ParallelLayout, ParallelState
 from omni_pp import apply_pipeline_parallel, load_stage
 from omni_pp.partition import partition_of
+from omni_pp.pipefusion import PipeFusionConfig, apply_pipefusion
 from omni_sp import SequenceParallelConfig, apply_sequence_parallel
 
 pytest.importorskip("diffusers")
@@ -109,3 +113,45 @@ def test_weights_that_are_shared_first_are_refused(ranks: Any) -> None:
     for text in ranks.run(shared_first, world_size=4):
         assert "FluxTransformer2DModel cannot be cut into stages while ranks share" in text
         assert "such as the layout pp=2, ulysses=2, fs=2" in text
+
+
+@torch.no_grad()
+def patches_over_shared_weights(name: str) -> list[float]:
+    """Stages, patches whose tokens ranks share, and shares of the weights over the same ranks."""
+    reference = build(name)
+    StaleReference(reference.transformer, 2, 1, CASES[name].calls_per_step)
+    expected = picture(reference(**arguments(name, reference)))
+    pipeline, state = build(name), ParallelState(LAYOUT)
+    with apply_pipefusion(pipeline, PipeFusionConfig(force=True), state=state):
+        apply_hsdp_to_model(pipeline.transformer, CONFIG, state=state)
+        found = [picture(pipeline(**arguments(name, pipeline))) for _ in range(2)]
+        remove_hsdp(pipeline.transformer)
+    return [distance(one, expected) for one in found]
+
+
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+def test_patches_go_through_shared_weights(ranks: Any, name: str) -> None:
+    for errors in ranks.run(patches_over_shared_weights, name, world_size=4, timeout=120):
+        assert max(errors) <= 1e-5
+
+
+def shared_twice() -> list[str]:
+    pipeline, state = build("Flux"), ParallelState(LAYOUT)
+    tokens = SequenceParallelConfig(2, 1)
+    said = []
+    with apply_sequence_parallel(pipeline.transformer, tokens, state=state):
+        with pytest.raises(ParallelConfigError) as caught:
+            apply_pipefusion(pipeline, state=state)
+        said.append(str(caught.value))
+    with apply_pipefusion(pipeline, state=state):
+        with pytest.raises(ParallelConfigError) as caught:
+            apply_sequence_parallel(pipeline.transformer, tokens, state=state)
+        said.append(str(caught.value))
+    return said
+
+
+def test_tokens_are_not_shared_twice(ranks: Any) -> None:
+    for patches_second, patches_first in ranks.run(shared_twice, world_size=4):
+        assert "transformer_blocks.0.attn was taken over before PipeFusion" in patches_second
+        assert "PipeFusion shares tokens over the sp group itself" in patches_second
+        assert "was taken over before, as PipeFusion does" in patches_first

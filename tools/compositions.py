@@ -28,7 +28,11 @@ LAYOUTS: dict[int, tuple[str, ...]] = {
 }
 """Every pair of strategies that may be together is in one of them, which a test checks."""
 
-FUSED: dict[int, str] = {2: "pipefusion=2,vae_patch=2", 4: "pipefusion=2,cfg=2,vae_patch=4"}
+FUSED: dict[int, tuple[str, ...]] = {
+    2: ("pipefusion=2,vae_patch=2",),
+    4: ("pipefusion=2,cfg=2,vae_patch=4", "pipefusion=2,ulysses=2,hsdp=2,vae_patch=2"),
+    8: ("cfg=2,pipefusion=2,ring=2,vae_patch=8",),
+}
 """Of what approximates, so that a test of its own runs them, with all steps exact ones."""
 
 PIPELINES = ("Stable Diffusion 3", "Wan", "Flux", "Qwen-Image")

@@ -25,7 +25,7 @@ def table() -> str:
         lines.append(f"| {first} | {second} | {said} |")
     lines += ["", "| ranks | layouts that are tested |", "|---|---|"]
     for ranks, layouts in LAYOUTS.items():
-        all_of_them = [*layouts, *([FUSED[ranks]] if ranks in FUSED else [])]
+        all_of_them = [*layouts, *FUSED[ranks]]
         lines.append(f"| {ranks} | {', '.join(f'`{layout}`' for layout in all_of_them)} |")
     return "\n".join(lines)
 
@@ -36,9 +36,9 @@ def proof(pair: tuple[str, str]) -> str:
     Raises:
         LookupError: No test runs them together.
     """
-    for layouts in (*LAYOUTS.values(), tuple(FUSED.values())):
+    for layouts in (*LAYOUTS.values(), *FUSED.values()):
         for layout in layouts:
-            if set(pair) <= set(ParallelConfig.parse(layout).strategies()):
+            if set(pair) <= set(ParallelConfig.parse(layout).asked()):
                 return f"`{layout}`"
     msg = f"no tested layout has both {pair[0]} and {pair[1]}, and they are not refused"
     raise LookupError(msg)

@@ -134,9 +134,18 @@ def test_a_unet_has_no_tokens_and_a_module_no_autoencoder() -> None:
 
 
 def test_what_is_not_together_is_refused_by_name() -> None:
-    for config in (ParallelConfig(pp=2, pipefusion=2), ParallelConfig(pipefusion=2, hsdp=2)):
-        found = find_problems(config, config.ranks, FACTS)
-        assert any("pipefusion=2" in text and "legal: either" in text for text in found)
+    config = ParallelConfig(pp=2, pipefusion=2)
+    found = find_problems(config, config.ranks, FACTS)
+    assert any("pipefusion=2" in text and "legal: either" in text for text in found)
+
+
+def test_pipefusion_shares_tokens_without_the_strategy_for_it() -> None:
+    many = ParallelConfig(pipefusion=2, ulysses=8)
+    assert many.strategies() == ("pipefusion",)
+    assert find_problems(many, 16, FACTS) == []  # more ranks than heads
+    with_options = ParallelConfig(pipefusion=2, ulysses=2, options={"sp": {"kv_exchange": "auto"}})
+    (found,) = find_problems(with_options, 4, FACTS)
+    assert found == "options for 'sp': pipefusion shares tokens in its own way; legal: none"
 
 
 @pytest.mark.parametrize(

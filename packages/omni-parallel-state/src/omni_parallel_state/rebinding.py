@@ -17,6 +17,7 @@ from torch import nn
 Replace = Callable[[Any], Any]
 """What stands for a value; the value itself if it stays."""
 
+_MARK = "_calls_are_replaced"
 _DEPTH = 3  # torch.nn.functional is three names deep; helpers call helpers about as deep
 
 
@@ -50,7 +51,13 @@ def subclass_with(cls: type, replace: Replace) -> type | None:
     if not shadows:
         return None
     bases = (*shadows,) if issubclass(shadows[0], cls) else (cls, *shadows)
-    return type(cls.__name__, bases, {"__module__": cls.__module__, "__slots__": ()})
+    own = {"__module__": cls.__module__, "__slots__": (), _MARK: True}
+    return type(cls.__name__, bases, own)
+
+
+def is_rebound(owner: object) -> bool:
+    """Whether an object is of a class that `subclass_with` made: somebody took its calls over."""
+    return _MARK in vars(type(owner))
 
 
 def _changed_methods(cls: type, replace: Replace) -> dict[str, Any]:

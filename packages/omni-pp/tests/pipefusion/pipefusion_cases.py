@@ -29,14 +29,20 @@ def alone(name: str) -> Tensor:
 
 
 def fused(
-    pipeline: Any, world: int, *, virtual: int = 1, force: bool = True, **options: Any
+    pipeline: Any,
+    stages: int,
+    *,
+    virtual: int = 1,
+    shares: int = 1,
+    force: bool = True,
+    **options: Any,
 ) -> PipeFusionHandle:
     """Put PipeFusion on a pipeline."""
     return apply_pipefusion(
         pipeline,
         PipeFusionConfig(force=force, **options),
         stages=PipelineParallelConfig(virtual_stages=virtual),
-        state=ParallelState(ParallelLayout(pp=world)),
+        state=ParallelState(ParallelLayout(pp=stages, ring=shares)),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel_state import ParallelLayout, ParallelState
 from omni_pp.pipefusion import PipeFusionConfig
 from omni_pp.pipefusion.patch_batches import PatchBatches
 from omni_pp.pipefusion.request_clock import RequestClock
@@ -21,8 +22,8 @@ class StandIn:
     name = "transformer"
     parameters = ("hidden_states",)
 
-    def count(self, args: Any, kwargs: Any) -> int:
-        return int(args[0].shape[1])
+    def count(self, args: Any, kwargs: Any) -> tuple[int, int]:
+        return int(args[0].shape[1]), 0
 
     def layout(self, *_: Any) -> None:
         """As of a model that needs the whole image."""
@@ -35,8 +36,9 @@ class Requests:
     """Cuts calls, and makes steps between them."""
 
     def __init__(self, **options: Any) -> None:
+        alone = ParallelState(ParallelLayout())
         self.clock = RequestClock()
-        self.batches = PatchBatches(PipeFusionConfig(**options), self.clock)
+        self.batches = PatchBatches(PipeFusionConfig(**options), self.clock, alone.sp)
         self.denoiser: Any = StandIn()
         self.batches.denoisers["transformer"] = self.denoiser
         self.clock.begin()

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel_state import Handle, ParallelState, get_parallel_state
-from omni_parallel_state.rebinding import subclass_with
+from omni_parallel_state.rebinding import is_rebound, subclass_with
 from omni_sp.application import Application
 from omni_sp.applied_plan import AppliedPlan, apply_plan, attention_owner
 from omni_sp.attention_site import AttentionSite
@@ -212,6 +212,12 @@ def _take_over(module: nn.Module, site: AttentionSite) -> Callable[[], None]:
     """Have the attention calls of a module made by a site; returns what undoes it."""
     owner = attention_owner(module)
     cls = type(owner)
+    if is_rebound(owner):
+        msg = (
+            f"the attention of a {type(module).__name__} was taken over before, as PipeFusion does "
+            "(which shares tokens over the sp group itself); remove that handle first"
+        )
+        raise ParallelConfigError(msg)
     subclass = subclass_with(cls, site.replacement)
     if subclass is None:
         msg = f"{cls.__name__} makes no attention call that could be taken over"

@@ -58,7 +58,8 @@ class ParallelConfig:
     """Ranks that share the blocks of the model, in stages, exactly."""
     pipefusion: int = 1
     """Ranks that share the blocks and patches of the image, with keys of the step before: an
-    approximation."""
+    approximation. It takes ``ulysses`` times ``ring`` ranks for each stage, which share the tokens
+    of a patch and give each other the keys, whichever of these two names are used."""
     hsdp: int = 1
     """Ranks that share one copy of the weights."""
     hsdp_replicate: int = 1
@@ -250,13 +251,19 @@ class ParallelConfig:
         fs, replicate = self.hsdp, self.hsdp_replicate
         return ParallelLayout(fs=fs, replicate=replicate, vae=self.vae_patch).world_size
 
-    def strategies(self) -> tuple[str, ...]:
-        """Strategies that it needs, in the order in which they are applied."""
-        named = tuple(
+    def asked(self) -> tuple[str, ...]:
+        """Strategies whose degrees are more than 1, in the order of `STRATEGIES`."""
+        return tuple(
             name
             for name, degrees in STRATEGIES.items()
             if any(getattr(self, degree) > 1 for degree in degrees)
         )
+
+    def strategies(self) -> tuple[str, ...]:
+        """Strategies that it needs, in the order in which they are applied."""
+        named = self.asked()
+        if "pipefusion" in named:  # which shares tokens itself, of each patch
+            named = tuple(name for name in named if name != "sp")
         return named + tuple(name for name in self.options if name not in STRATEGIES)
 
     def options_of(self, strategy: str) -> dict[str, Any]:

@@ -19,8 +19,6 @@ MOST_BRANCHES = 3
 
 NOT_TOGETHER: dict[tuple[str, str], str] = {
     ("pp", "pipefusion"): "both cut the model's blocks into stages",
-    ("pipefusion", "hsdp"): "a stage is one rank, so that nobody has the same weights to share",
-    ("pipefusion", "sp"): "patches are cut from all tokens of the image",
 }
 """Strategies that one configuration cannot have together, and why."""
 
@@ -77,7 +75,7 @@ def _of_world(config: ParallelConfig, world_size: int) -> Iterator[str]:
 
 
 def _of_pairs(config: ParallelConfig) -> Iterator[str]:
-    named = config.strategies()
+    named = config.asked()
     for (first, second), why in NOT_TOGETHER.items():
         if first in named and second in named:
             yield f"{_asked(config, first)} and {_asked(config, second)}: {why}; legal: either"
@@ -87,6 +85,9 @@ def _of_packages(config: ParallelConfig) -> Iterator[str]:
     here = available_strategies()
     for name in set(config.options) - set(config.strategies()):
         degrees = " or ".join(f"{degree}=2" for degree in STRATEGIES[name])
+        if name in config.asked():
+            yield f"options for {name!r}: pipefusion shares tokens in its own way; legal: none"
+            continue
         yield f"options for {name!r}, which the degrees leave off; legal: none, or {degrees}"
     yield from (
         unknown_api(name) or missing_text(name) for name in config.strategies() if name not in here
@@ -97,12 +98,13 @@ def _of_model(config: ParallelConfig, facts: ModelFacts) -> Iterator[str]:
     kind = facts.denoiser or facts.name
     if not facts.is_transformer:
         for name in ("sp", "pp", "pipefusion"):
-            if name in config.strategies():
+            if name in config.asked():
                 yield (
                     f"{_asked(config, name)}: {kind} is no transformer, which alone has tokens and "
                     "blocks to share; legal: cfg, hsdp, vae_patch"
                 )
-    if facts.heads is not None and config.ulysses > facts.heads:
+    by_heads = "sp" in config.strategies()
+    if by_heads and facts.heads is not None and config.ulysses > facts.heads:
         yield (
             f"ulysses={config.ulysses}: {kind} has {facts.heads} heads, so that further ranks "
             f"would have none; legal: 1 to {facts.heads}, and ring for the rest"

@@ -81,14 +81,16 @@ def apply_pipefusion(
     keys and values of the step before where those of this step are not known yet: of the patches
     after it (Fang et al., arXiv 2405.14430). So the result is not that of one rank, but it depends
     on patches and steps alone: not on the number of stages, nor on how they are cut. It equals the
-    exact one, up to rounding, where all steps are exact ones or there is one patch.
+    exact one, up to rounding, where all steps are exact ones or there is one patch. The ranks of an
+    ``sp`` group share the tokens of each patch and give each other the fresh keys and values, by an
+    all-gather whatever its degrees; omni-sp must not split them as well.
 
     Args:
         pipeline: A pipeline of diffusers, whose denoisers are of classes that are known
             (`KNOWN_PLANS`) and whose scheduler treats each element alone.
         config: How calls are cut; default: two patches after one exact step.
         stages: How the denoisers are cut; its ``micro_batches`` are not used.
-        state: The ranks: its ``pp`` group; default: the current state.
+        state: The ranks: its ``pp`` and ``sp`` groups; default: the current state.
 
     Returns:
         A handle that undoes it, which gathers the weights; also a context manager.
@@ -106,6 +108,7 @@ def apply_pipefusion(
     if state.pp.world_size == 1:  # the identity, at no cost
         return PipeFusionHandle(lambda: None, None, {})
     agree_on(state.pp, config)
+    agree_on(state.sp, config, "rank of a stage")
     return fuse(pipeline, config, stages, state, plans)
 
 
@@ -118,7 +121,7 @@ def fuse(
 ) -> PipeFusionHandle:
     """What `apply_pipefusion` does after its checks."""
     clock = RequestClock()
-    batches = PatchBatches(config, clock)
+    batches = PatchBatches(config, clock, state.sp)
     handle = apply_stages(pipeline, stages, state, batches)
     partitions = dict(handle.partitions)
     undo: list[Undo] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
-from omni_parallel_state.rebinding import is_dispatch, subclass_with
+from omni_parallel_state.rebinding import is_dispatch, is_rebound, subclass_with
 from omni_pp.pipefusion.patch_plan import Order
 from omni_pp.pipefusion.patch_view import PatchView
 
@@ -112,29 +112,54 @@ class AttentionSite:
                 f"PipeFusion expects {'these alone' if self._order == 'image' else 'text beside'}"
             )
             raise ParallelError(msg)
+        fresh, cache = (key.detach(), value.detach()), view.call.cache
         if view.is_whole:
-            view.call.cache.fill(self._name, key, value)
+            room = cache.room(self._name, fresh, dim, key.shape[dim])
+            for kept, one in zip(room, fresh, strict=True):
+                kept.copy_(one)
             return key, value, mask
-        pair = view.call.cache.kept(self._name)
-        for kept, fresh in zip(pair, (key, value), strict=True):
-            self._write(kept, fresh, dim, view, text)
+        if view.is_exact:
+            words = 0 if self._order == "image" else view.call.text
+            pair = cache.room(self._name, fresh, dim, view.call.tokens + words)
+        else:
+            pair = cache.kept(self._name)
+        self._renew(pair, fresh, dim, view, text)
         return *pair, None if mask is None else self._mask(mask, view, pair[0].shape[dim], text)
 
-    def _write(self, kept: Tensor, fresh: Tensor, dim: int, view: PatchView, text: int) -> None:
-        tokens = view.call.tokens
-        words = kept.shape[dim] - tokens
+    def _renew(
+        self,
+        pair: tuple[Tensor, Tensor],
+        fresh: tuple[Tensor, Tensor],
+        dim: int,
+        view: PatchView,
+        text: int,
+    ) -> None:
+        """Put what all ranks have of a patch in its place in the whole."""
+        words = pair[0].shape[dim] - view.call.tokens
         if text != view.text_of(words):
             msg = (
                 f"{self._name} has {text} text tokens in a patch; PipeFusion expects "
                 f"{view.text_of(words)} of the {words} of the exact steps"
             )
             raise ParallelError(msg)
-        before = self._order == "text first"
-        image = kept.narrow(dim, (words if before else 0) + view.start, view.length)
-        image.copy_(fresh.narrow(dim, text if before else 0, view.length))
-        if view.is_first and text:
+        if not view.has_text:  # the text that is carried along is not what it stands for
+            at = dim, text if self._order == "text first" else 0, view.length
+            fresh = fresh[0].narrow(*at), fresh[1].narrow(*at)
+        pieces = view.shares.of_all(fresh, dim, words if view.is_first else 0)
+        for (start, _), piece in zip(view.shares.spans, pieces, strict=True):
+            for kept, one in zip(pair, piece, strict=True):
+                self._write(kept, one, dim, start, view.call.tokens)
+
+    def _write(self, kept: Tensor, fresh: Tensor, dim: int, start: int, tokens: int) -> None:
+        """Put image tokens from one on in their place, and the text that goes with the first."""
+        words, before = kept.shape[dim] - tokens, self._order == "text first"
+        text = words if start == 0 else 0
+        length = fresh.shape[dim] - text
+        image = kept.narrow(dim, (words if before else 0) + start, length)
+        image.copy_(fresh.narrow(dim, text if before else 0, length))
+        if text:
             there = kept.narrow(dim, 0 if before else tokens, text)
-            there.copy_(fresh.narrow(dim, 0 if before else view.length, text))
+            there.copy_(fresh.narrow(dim, 0 if before else length, text))
 
     def _mask(self, mask: Tensor, view: PatchView, keys: int, text: int) -> Tensor:
         """The mask of all keys."""
@@ -152,6 +177,10 @@ class AttentionSite:
             rest = shown.expand(*mask.shape[:-1], view.call.tokens)
             before = self._order == "text first"
             words = mask[..., :text] if before else mask[..., view.length :]
+            if view.is_first and not view.has_text:
+                words = mask.new_empty(*mask.shape[:-1], keys - view.call.tokens)
+            if view.is_first:
+                words = view.shares.from_first(words)
             masks[self._name] = torch.cat([words, rest] if before else [rest, words], dim=-1)
         return masks[self._name]
 
@@ -168,10 +197,16 @@ def take_over(module: nn.Module, site: AttentionSite | None, where: str) -> Undo
         Gives the calls back.
 
     Raises:
-        ParallelConfigError: It calls no attention that is known.
+        ParallelConfigError: It calls no attention that is known, or was taken over already.
     """
     processor = getattr(module, "processor", None)
     owner: Any = processor if callable(processor) else module
+    if is_rebound(owner):
+        msg = (
+            f"the attention of {where} was taken over before PipeFusion, as sequence parallelism "
+            "does; remove that handle: PipeFusion shares tokens over the sp group itself"
+        )
+        raise ParallelConfigError(msg)
     found: list[object] = []
 
     def replace(value: Any) -> Any:
@@ -185,8 +220,8 @@ def take_over(module: nn.Module, site: AttentionSite | None, where: str) -> Undo
     if not found:
         msg = (
             f"the attention of {where} is not known: {cls.__name__} calls neither torch's "
-            "scaled_dot_product_attention nor diffusers' dispatch_attention_fn by these names (or "
-            "another strategy took them over); PipeFusion would attend to a patch alone"
+            "scaled_dot_product_attention nor diffusers' dispatch_attention_fn by these names; "
+            "PipeFusion would attend to a patch alone"
         )
         raise ParallelConfigError(msg)
     if site is None or subclass is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from omni_pp.pipefusion.patch_plan import Count, Cut, PatchPlan, Text, Tokens
+from omni_pp.pipefusion.patch_plan import Count, Cut, PatchPlan, Text, TextTokens, Tokens
 
 _TOKENS = Cut(1, ndim=3)
 _TEXT = Text(1)
@@ -26,6 +26,7 @@ def _in(blocks: str, *names: str) -> tuple[str, ...]:
 
 FLUX = PatchPlan(
     tokens=_PACKED,
+    text=TextTokens(),
     call={
         "hidden_states": _TOKENS,
         "img_ids": Cut(-2),
@@ -59,6 +60,7 @@ FLUX_2 = replace(
 
 QWEN_IMAGE = PatchPlan(
     tokens=_PACKED,
+    text=TextTokens(),
     call={"hidden_states": _TOKENS},
     first={"encoder_hidden_states": _TEXT},
     blocks={
@@ -96,6 +98,7 @@ WAN = PatchPlan(
 
 SD3 = PatchPlan(
     tokens=Tokens("hidden_states", (2, 3), ("patch_size",) * 2),
+    text=TextTokens(),
     first={"hidden_states": _TOKENS, "encoder_hidden_states": _TEXT},
     attentions={"transformer_blocks": {"attn": "text last", "attn2?": "image"}},
     once=(
@@ -109,6 +112,7 @@ SD3 = PatchPlan(
 
 HUNYUAN_VIDEO = PatchPlan(
     tokens=Tokens("hidden_states", (2, 3, 4), ("patch_size_t", "patch_size", "patch_size")),
+    text=TextTokens(),
     first={"hidden_states": _TOKENS, "encoder_hidden_states": _TEXT},
     blocks={"freqs_cis": Cut(0), "image_rotary_emb": Cut(0), "num_tokens": Count()},
     attentions={
@@ -137,6 +141,7 @@ LTX = PatchPlan(
 
 COGVIDEOX = PatchPlan(
     tokens=Tokens("hidden_states", (1, 3, 4), ("patch_size_t", "patch_size", "patch_size")),
+    text=TextTokens(),
     first={"hidden_states": _TOKENS, "encoder_hidden_states": _TEXT},
     blocks={"image_rotary_emb": Cut(0)},
     attentions={"transformer_blocks": {"attn1": "text first"}},
@@ -158,6 +163,7 @@ PIXART = PatchPlan(
 
 Z_IMAGE = PatchPlan(
     tokens=Tokens("x", (1, 2, 3), ("f_patch_size", "patch_size", "patch_size"), multiple=32),
+    text=TextTokens("cap_feats", 0, multiple=32),
     first={"x": Cut(1, "text last")},
     blocks={"freqs_cis": Cut(1, "text last")},
     attentions={"layers": {"attention": "text last"}},

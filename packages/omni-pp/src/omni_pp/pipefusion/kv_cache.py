@@ -33,20 +33,23 @@ class KeyValueCache:
         """Bytes that it holds."""
         return sum(tensor.nbytes for pair in self._pairs.values() for tensor in pair)
 
-    def fill(self, name: str, key: Tensor, value: Tensor) -> None:
-        """Keep the keys and values of a whole call.
+    def room(
+        self, name: str, like: tuple[Tensor, Tensor], dim: int, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of an exact step, to write all of them.
 
         Args:
             name: Of the attention.
-            key: All keys.
-            value: All values.
+            like: Some of them.
+            dim: Dimension of the tokens.
+            length: How many tokens there are.
         """
         kept = self._pairs.get(name)
-        if kept is None or not all(map(_fits, kept, (key, value))):
-            kept = torch.empty_like(key), torch.empty_like(value)
+        shapes = [(*one.shape[:dim], length, *one.shape[dim + 1 :]) for one in like]
+        if kept is None or not all(map(_fits, kept, like, shapes)):
+            kept = like[0].new_empty(shapes[0]), like[1].new_empty(shapes[1])
             self._pairs[name] = kept
-        kept[0].copy_(key.detach())
-        kept[1].copy_(value.detach())
+        return kept
 
     def kept(self, name: str) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, to write into.
@@ -60,6 +63,7 @@ class KeyValueCache:
         return self._pairs[name]
 
 
-def _fits(kept: Tensor, new: Tensor) -> bool:
-    modes = kept.is_inference() == torch.is_inference_mode_enabled()
-    return modes and (kept.shape, kept.dtype, kept.device) == (new.shape, new.dtype, new.device)
+def _fits(kept: Tensor, new: Tensor, shape: tuple[int, ...]) -> bool:
+    if kept.is_inference() != torch.is_inference_mode_enabled() or (*kept.shape,) != shape:
+        return False
+    return (kept.dtype, kept.device) == (new.dtype, new.device)

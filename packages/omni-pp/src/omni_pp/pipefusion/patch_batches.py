@@ -7,7 +7,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
-from omni_group_coordinator import ParallelConfigError, split_sizes
+from omni_group_coordinator import GroupCoordinator, ParallelConfigError, split_sizes
 from omni_pp.pipefusion.kv_cache import KeyValueCache
 from omni_pp.pipefusion.patch_results import hand_out
 from omni_pp.pipefusion.patch_values import Ledger
@@ -17,6 +17,7 @@ from omni_pp.pipefusion.patchwise import PatchwiseTensor, real_all, values_of
 from omni_pp.pipefusion.pipefusion_config import PipeFusionConfig
 from omni_pp.pipefusion.request_clock import RequestClock
 from omni_pp.pipefusion.token_layout import TokenLayout
+from omni_pp.pipefusion.token_shares import TokenShares, share_bounds
 from omni_pp.stages.micro_batches import Division, MicroBatches
 from omni_pp.stages.staged_denoiser import Piece, StagedDenoiser
 
@@ -31,16 +32,20 @@ class PatchBatches(MicroBatches):
     Args:
         config: How calls are cut.
         clock: Tells the steps of a request.
+        group: Ranks of one stage that share the tokens of a patch.
 
     Attributes:
         denoisers: Those that are cut, by name.
         ledger: What is still to be computed of results.
     """
 
-    def __init__(self, config: PipeFusionConfig, clock: RequestClock) -> None:
+    def __init__(
+        self, config: PipeFusionConfig, clock: RequestClock, group: GroupCoordinator
+    ) -> None:
         super().__init__(1, ())
         self._config = config
         self._clock = clock
+        self._group = group if group.world_size > 1 else None
         self._caches: dict[tuple[str, int], KeyValueCache] = {}
         self._request = -1
         self.ledger = Ledger()
@@ -66,27 +71,29 @@ class PatchBatches(MicroBatches):
         """
         division = super().cut(denoiser, args, kwargs)
         whole, patched = division.whole, self.denoisers[denoiser.name]
-        tokens = patched.count(args, kwargs)
-        if tokens < self._config.patches:
+        tokens, text = patched.count(args, kwargs)
+        ranks = 1 if self._group is None else self._group.world_size
+        if tokens < self._config.patches * ranks:
             msg = (
                 f"a call of {denoiser.name} has {tokens} image tokens, which cannot be cut into "
-                f"patches={self._config.patches}; legal here: 1 to {tokens}"
+                f"patches={self._config.patches}{f' for {ranks} ranks each' * (ranks > 1)}; legal "
+                f"here: 1 to {tokens // ranks}"
             )
             raise ParallelConfigError(msg)
-        if self._config.patches == 1:
+        if self._config.patches == 1 and ranks == 1:
             return division
         cache = self._cache(denoiser.name, whole.stream)
-        if cache.steps < self._config.warmup_steps:
+        if cache.steps < self._config.warmup_steps or self._config.patches == 1:
             cache.steps += 1
             whole.args, whole.kwargs = real_all(args), real_all(dict(kwargs))
-            call = PatchedCall(tokens, cache)
-            whole.around = partial(patched.around, PatchView(call, 0, tokens))
+            call = PatchedCall(tokens, text, cache)
+            whole.around = partial(patched.around, self._view(call, 0, tokens))
             return division
         bounds = (0, *accumulate(split_sizes(tokens, self._config.patches)))
         layout = patched.layout(args, kwargs, self.likes.get(whole.stream), bounds)
         whole.args, whole.kwargs = self._arriving(patched, layout, args, kwargs)
-        call = PatchedCall(tokens, cache, layout)
-        views = [PatchView(call, *span, i) for i, span in enumerate(pairwise(bounds))]
+        call = PatchedCall(tokens, text, cache, layout)
+        views = [self._view(call, *span, i) for i, span in enumerate(pairwise(bounds))]
         division = Division(
             whole, [self._patch(whole, patched, view) for view in views], [], None, known=True
         )
@@ -94,6 +101,11 @@ class PatchBatches(MicroBatches):
             plain = self.likes[whole.stream]
             division.hand_out = partial(hand_out, self.ledger, layout, plain, division.pieces)
         return division
+
+    def _view(self, call: PatchedCall, start: int, stop: int, index: int = 0) -> PatchView:
+        ranks = 1 if self._group is None else self._group.world_size
+        bounds = share_bounds(start, stop, 0 if start else call.text, ranks)
+        return PatchView(call, TokenShares(bounds, self._group), index)
 
     @staticmethod
     def _arriving(

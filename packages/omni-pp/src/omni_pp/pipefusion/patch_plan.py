@@ -123,6 +123,25 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class TextTokens:
+    """How many text tokens stand beside the image tokens, by the shape of an argument."""
+
+    argument: str = "encoder_hidden_states"
+    """Name of the argument: a tensor, or a list with one for each sample."""
+    dim: int = 1
+    """Dimension of it."""
+    multiple: int = 1
+    """The model pads the text to a multiple of so many tokens."""
+
+    def count(self, arguments: Mapping[str, Any]) -> int:
+        """The number of text tokens of a call with these named arguments."""
+        value = arguments.get(self.argument)
+        samples = value if isinstance(value, list) else [value]
+        lengths = [one.shape[self.dim] for one in samples if isinstance(one, Tensor)]
+        return -(-max(lengths, default=0) // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
 class PatchPlan:
     """How a class of models is cut along its image tokens."""
 
@@ -132,6 +151,8 @@ class PatchPlan:
     """By list of blocks, then by name in the block: the self-attention over image tokens, and
     where text lies among its keys. Any other attention reads keys that every patch has whole. A
     ``?`` after a name: some blocks do without it."""
+    text: TextTokens | None = None
+    """How many text tokens there are in attention that is not over image tokens alone."""
     call: Mapping[str, Part] = field(default_factory=dict)
     """Arguments of the model that are cut as it is called."""
     first: Mapping[str, Part] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The tokens that a forward works on: a patch of an image, or all of it."""
+"""The tokens that a forward works on: of a patch of an image, or of all of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from omni_pp.pipefusion.patch_plan import (
 )
 from omni_pp.pipefusion.patchwise import PatchwiseTensor, real_of, values_of
 from omni_pp.pipefusion.token_layout import TokenLayout
+from omni_pp.pipefusion.token_shares import TokenShares
 
 
 class PatchedCall:
@@ -28,6 +29,7 @@ class PatchedCall:
 
     Attributes:
         tokens: Image tokens of the whole.
+        text: Text tokens of the whole.
         cache: Keys and values of the step before.
         layout: How tokens lie in what is denoised and in the result, of which a patch is enough;
             ``None``: both are needed whole.
@@ -39,9 +41,10 @@ class PatchedCall:
     """
 
     def __init__(
-        self, tokens: int, cache: KeyValueCache, layout: TokenLayout | None = None
+        self, tokens: int, text: int, cache: KeyValueCache, layout: TokenLayout | None = None
     ) -> None:
         self.tokens = tokens
+        self.text = text
         self.cache = cache
         self.layout = layout
         self.heads: list[Tensor] = []
@@ -52,22 +55,24 @@ class PatchedCall:
 
 
 class PatchView:
-    """One patch of a call.
+    """One patch of a call, or all of it, of which the ranks of a group may each have a share.
 
     Args:
         call: The call.
-        start: First image token.
-        stop: One past the last image token.
+        shares: Which image tokens each rank has.
         index: Which patch it is.
 
     Attributes:
-        call, start, stop, index: As given.
+        call, shares, index: As given.
+        start: First image token of this rank.
+        stop: One past the last image token of this rank.
         chunk: Index of the chunk that is under way.
         attended: Names of the attention modules that were called in it.
     """
 
-    def __init__(self, call: PatchedCall, start: int, stop: int, index: int = 0) -> None:
-        self.call, self.start, self.stop, self.index = call, start, stop, index
+    def __init__(self, call: PatchedCall, shares: TokenShares, index: int = 0) -> None:
+        self.call, self.shares, self.index = call, shares, index
+        self.start, self.stop = shares.own
         self.chunk = 0
         self.attended: set[str] = set()
         self.seen: dict[str, int] = {}
@@ -75,23 +80,33 @@ class PatchView:
 
     @property
     def length(self) -> int:
-        """Image tokens of this patch."""
+        """Image tokens of this rank."""
         return self.stop - self.start
 
     @property
     def is_whole(self) -> bool:
-        """Whether these are all image tokens."""
+        """Whether this rank has all image tokens."""
         return self.length == self.call.tokens
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the ranks have all image tokens together."""
+        return self.is_first and self.is_last
 
     @property
     def is_first(self) -> bool:
         """Whether no patch comes before this one: so all text goes with it."""
-        return self.start == 0
+        return self.shares.start == 0
 
     @property
     def is_last(self) -> bool:
         """Whether no patch comes after this one."""
-        return self.stop == self.call.tokens
+        return self.shares.stop == self.call.tokens
+
+    @property
+    def has_text(self) -> bool:
+        """Whether all text goes with the tokens of this rank."""
+        return self.start == 0
 
     def enter(self, chunk: int) -> None:
         """A chunk begins with this patch."""
@@ -151,8 +166,8 @@ class PatchView:
         return torch.cat([words, image] if before else [image, words], dim)
 
     def text_of(self, text: int) -> int:
-        """How many of so many text tokens go with this patch."""
-        return text if self.is_first else min(text, CARRIED_TEXT)
+        """How many of so many text tokens go with the tokens of this rank."""
+        return text if self.has_text else min(text, CARRIED_TEXT)
 
     def image(self, value: PatchwiseTensor, *, is_read: bool) -> Tensor:
         """What the model is called with in place of a tensor that arrives patch by patch.
@@ -165,11 +180,14 @@ class PatchView:
         values, layout = values_of(value), call.layout
         if layout is None or values is None:  # somebody has looked at it since
             real = real_of(value)
-            return real if layout is None or not layout.is_packed else layout.patch(real, index)
+            if layout is None or not layout.is_packed:
+                return real
+            return self.shares.own_part(layout.patch(real, index), layout.axis)
         if layout.is_packed:
             if is_read:
-                return values.patch(index)
+                return self.shares.own_part(values.patch(index), layout.axis)
             shape = layout.patch_shape(value.shape, index)
+            shape[layout.axis] = self.length
             return torch.zeros(shape, dtype=value.dtype, device=value.device)
         if call.image is None:
             shape = layout.flat_shape(value.shape)
@@ -187,19 +205,21 @@ class PatchView:
         layout = self.call.layout
         if layout is None:
             return self.join_heads(output, order)
-        own = self._own_tokens(output, order)
+        patch = self._image_tokens(output, order)
         if layout.is_packed:
-            return own
+            return patch
         if not self.call.heads:
             shape = (output.shape[0], self.call.tokens, *output.shape[2:])
             self.call.heads.append(output.new_zeros(shape))
         (whole,) = self.call.heads
-        whole.narrow(1, self.start, self.length).copy_(own)
+        whole.narrow(1, self.shares.start, self.shares.length).copy_(patch)
         return whole
 
-    def _own_tokens(self, output: Tensor, order: Order) -> Tensor:
+    def _image_tokens(self, output: Tensor, order: Order) -> Tensor:
+        """Those of the patch, of all ranks."""
         text = output.shape[1] - self.length
-        return output.narrow(1, text if order == "text first" else 0, self.length)
+        own = output.narrow(1, text if order == "text first" else 0, self.length)
+        return self.shares.joined(own, 1)
 
     def join_heads(self, output: Tensor, order: Order) -> Tensor | None:
         """Keep the head's output of this patch, ``(batch, tokens, channels)``, without text.
@@ -208,7 +228,7 @@ class PatchView:
             That of all image tokens once this is the last patch, else None.
         """
         heads = self.call.heads
-        heads.append(self._own_tokens(output, order))
+        heads.append(self._image_tokens(output, order))
         return torch.cat(heads, dim=1) if self.is_last else None
 
 

@@ -108,7 +108,7 @@ class PatchedDenoiser:
 
     def _at_head(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         view = self._view
-        if view is None or view.is_whole:
+        if view is None or view.is_whole:  # of a whole call, text is left as it is
             return None
         whole = view.result(output, self.plan.head_order)
         if whole is None:
@@ -130,8 +130,8 @@ class PatchedDenoiser:
                 found.setdefault(name, parameter.default)
         return found
 
-    def count(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-        """How many image tokens a call has.
+    def count(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """How many image tokens and text tokens a call has.
 
         Raises:
             ParallelConfigError: An argument cannot be cut into patches.
@@ -146,7 +146,8 @@ class PatchedDenoiser:
                 if _is_given(entries.get(name)):
                     msg = f"{self.name} in patches cannot take {name!r}: {why}. Legal: None"
                     raise ParallelConfigError(msg)
-        return self.plan.tokens.count(given, getattr(self._model, "config", None))
+        tokens = self.plan.tokens.count(given, getattr(self._model, "config", None))
+        return tokens, 0 if self.plan.text is None else self.plan.text.count(given)
 
     def layout(
         self,
@@ -184,7 +185,7 @@ class PatchedDenoiser:
         view.enter(chunk.index)
         given = args, kwargs
         args, kwargs = taken(view, self.plan.call, self._names, given, self.name)
-        if view.is_first:
+        if view.index == 0:
             view.call.cut |= self._changed(given, (args, kwargs))
         args = tuple(_shown(view, chunk, value) for value in args)
         kwargs = {name: _shown(view, chunk, value) for name, value in kwargs.items()}

@@ -15,10 +15,9 @@ from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from omni_parallel.launching.interrupts import Interrupts
+from omni_parallel.launching.meeting import gloo_variables, meeting
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 10
@@ -91,18 +90,9 @@ def run_ranks(
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     nodes = Nodes() if nodes is None else nodes
     # torch's handlers would raise in the midst of starting processes, and stay after the run.
-    variables = {_SIGNALS: "", **(environment or {})}
+    variables = {_SIGNALS: "", **gloo_variables(nodes.endpoint), **(environment or {})}
     with Interrupts() as interrupts, _environment(variables):
-        rendezvous = get_rendezvous_handler(
-            RendezvousParameters(
-                backend="c10d",
-                endpoint=nodes.endpoint,
-                run_id=nodes.run_id or uuid.uuid4().hex,
-                min_nodes=nodes.count,
-                max_nodes=nodes.count,
-                timeout=60,
-            )
-        )
+        rendezvous = meeting(nodes.endpoint, nodes.run_id or uuid.uuid4().hex, nodes.count)
         spec = WorkerSpec(
             role="rank",
             local_world_size=count,

@@ -38,6 +38,10 @@ JOB = """\
       - run: pip install 'hatch>=1.18,<2'
 """
 
+# `breaks` compares with a tag, and a checkout without history has none.
+CHECKOUT = "      - uses: actions/checkout@v5\n"
+WITH_TAGS = f"{CHECKOUT}        with:\n          fetch-depth: 0\n"
+
 HEAD = """\
 name: $name
 
@@ -65,6 +69,7 @@ CROSS_PACKAGE_JOBS = {
         "versions",
         "workflows --check",
         "api --check",
+        "breaks",
         "docs",
     ),
     "tests": ("test tests tools",),
@@ -87,10 +92,15 @@ def render_cross_package() -> str:
     """Return the workflow of everything that looks at more than one package."""
     head = Template(HEAD).substitute(name="cross-package", push_paths="", request_paths="")
     jobs = "\n".join(
-        f"  {job}:\n{JOB}" + "".join(f"      - run: hatch run {script}\n" for script in scripts)
+        f"  {job}:\n{_steps(scripts)}"
+        + "".join(f"      - run: hatch run {script}\n" for script in scripts)
         for job, scripts in CROSS_PACKAGE_JOBS.items()
     )
     return f"{HEADER}{head}{jobs}"
+
+
+def _steps(scripts: tuple[str, ...]) -> str:
+    return JOB.replace(CHECKOUT, WITH_TAGS) if "breaks" in scripts else JOB
 
 
 def render(packages: Packages) -> dict[str, str]:

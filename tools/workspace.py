@@ -1,7 +1,8 @@
 """Checks that the packages go together, and tells which of them a change affects.
 
 ``hatch run versions`` compares every package's metadata with the table ``[tool.omni-parallel]``
-of the root pyproject.toml; ``hatch run affected --base main`` lists packages to test.
+of the root pyproject.toml, and finds what is deprecated and should be gone;
+``hatch run affected --base main`` lists packages to test.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import click
 from packaging.requirements import Requirement
 
+from deprecations import complaints
 from members import ROOT, Package, Packages, affected, read_packages, read_toml
 
 
@@ -75,6 +77,7 @@ def _disagreements_of(package: Package, packages: Packages, release: Release) ->
             yield f"{where}: asks for {needed.name} with {found}; expected {expected}"
     if not any(needed.name == "torch" for needed in package.requirements):
         yield f"{where}: does not ask for torch; expected torch>={release.torch}"
+    yield from complaints(package)
 
 
 def _expected_range(

@@ -42,6 +42,15 @@ def test_the_cross_package_workflow_always_starts():
     assert {"hatch run lint", "hatch run types", "hatch run test tests tools"} <= set(commands)
 
 
+def test_what_compares_with_a_release_has_the_tags():
+    jobs = yaml.safe_load(workflows.render_cross_package())["jobs"]
+    for job in jobs.values():
+        checkout, *steps = job["steps"]
+        with_tags = {"run": "hatch run breaks"} in steps
+        assert checkout.get("with", {}).get("fetch-depth", 1) == (0 if with_tags else 1)
+    assert {"run": "hatch run breaks"} in jobs["checks"]["steps"]
+
+
 def test_a_changed_dependency_makes_its_workflow_stale(copied_root: Path):
     assert run(copied_root).exit_code == 0
     assert run(copied_root, "--check").exit_code == 0

@@ -8,7 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from omni_group_coordinator import ParallelConfigError
 from omni_parallel.demo.pipeline import MODEL
 from omni_parallel.generate.command import generate
 from omni_parallel.generate.output import check_output, save
+from omni_parallel.v1 import strategies
 
 CLI = "from omni_parallel.cli import main; main()"
 USUAL = ["--size", "64", "--steps", "3", "--guidance", "3", "--negative-prompt", ""]
@@ -44,7 +49,12 @@ def test_the_file_of_ranks_is_that_of_one_process(tmp_path: Path) -> None:
     assert invoke("--out", str(alone), "--nproc", "1").exit_code == 0
     result = invoke("--out", str(together), "--layout", "cfg=2,vae_patch=2", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"files": [str(together)], "ranks": 2}
+    found = json.loads(result.stdout)
+    assert found["passed"]
+    assert found["error"] is None
+    assert (found["command"], found["ranks"], found["files"]) == ("generate", 2, [str(together)])
+    assert (found["model"], found["layout"]) == (str(MODEL), "cfg=2,vae_patch=2")
+    assert found["seconds"] > 0
     assert pixels(alone).shape == (64, 64, 3)
     assert pixels(alone).float().std() > 1
     assert (pixels(alone) - pixels(together)).abs().max() <= 1
@@ -109,6 +119,9 @@ def test_files_of_videos(tmp_path: Path) -> None:
         (["--out", "none/a.png"], "is no folder that can be written to"),
         (["--out", "a.tiff"], "unknown format; legal: .png, .jpg"),
         (["--nnodes", "2"], "needs --rdzv-endpoint"),
+        (["--nnodes", "2", "--launcher", "ray"], "leave --nnodes and --rdzv-endpoint out"),
+        (["--launcher", "ray", "--layout", "ulysses=5"], "has 4 heads"),
+        (["--launcher", "slurm"], "'slurm' is not one of 'torch', 'ray'"),
         (
             ["--nnodes", "2", "--rdzv-endpoint", "a:1", "--layout", "ring=3"],
             "3 ranks of the layout",
@@ -131,11 +144,50 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     assert "nobody/has-this is neither a folder here nor a pipeline" in str(result.exception)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ParallelConfigError, match="is no folder that can be written to"):
-        check_output(tmp_path / "a.png")
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Root may write everywhere; it is somebody else within the block."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_without_permission(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    inner = tmp_path / "inner" / "a.png"
+    with nobody():
+        for out in (tmp_path / "a.png", inner):
+            with pytest.raises(ParallelConfigError, match="is no folder that can be written to"):
+                check_output(out)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("group", "version", "said"),
+    [
+        ((), "0.1.0", "'sp' is not installed (installed: none); try: pip install omni-sp"),
+        (None, "0.2.0", "omni-sp 0.2.0 does not go with"),
+    ],
+)
+def test_a_package_that_is_missing_or_of_another_line(
+    monkeypatch: pytest.MonkeyPatch, group: tuple[()] | None, version: str, said: str
+) -> None:
+    if group is not None:
+        monkeypatch.setattr(strategies, "entry_points", lambda group: ())
+    else:
+        named = SimpleNamespace(name="omni-sp", version=version)
+        entry = EntryPoint("sp", "omni_sp.strategy:STRATEGY", strategies.STRATEGY_GROUP)
+        vars(entry)["dist"] = named
+        monkeypatch.setattr(strategies, "entry_points", lambda group: (entry,))
+    result = invoke("--layout", "ulysses=2")
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.output.split())
 
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:

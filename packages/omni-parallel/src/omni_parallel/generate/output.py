@@ -20,7 +20,8 @@ def check_output(out: Path) -> None:
         ParallelConfigError: Its folder is not there or not writable, or its format is unknown.
     """
     folder = out.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    # Not Path.is_dir, which raises where a folder above may not be searched.
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         msg = f"cannot write {out}: {folder.absolute()} is no folder that can be written to"
         raise ParallelConfigError(msg)
     if out.exists() and (out.is_dir() or not os.access(out, os.W_OK)):

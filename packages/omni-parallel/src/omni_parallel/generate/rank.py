@@ -18,18 +18,18 @@ from omni_parallel.v1 import parallelize
 
 @record
 def generate_rank(
-    request: PipelineRequest, layout: str, out: Path, device: str | None = None
-) -> list[str]:
+    request: PipelineRequest, layout: str, out: Path | None, device: str | None = None
+) -> list[Any]:
     """Generate; the first rank has the progress bar, and saves.
 
     Args:
         request: What is asked for, as PIL images.
         layout: What the ranks share, or ``"auto"``.
-        out: File, or the first of several.
+        out: File, or the first of several; None: nothing is written.
         device: Type of device; None: the accelerator of the local rank.
 
     Returns:
-        The files that this rank wrote.
+        The files that this rank wrote; where it was to write none, the pictures.
     """
     end_with_launcher()
     pipeline = request.load()
@@ -39,7 +39,8 @@ def generate_rank(
         found = ready(**request.arguments(pipeline), generator=request.generator())
         if ready.state.rank > 0:
             return []
-        return [str(path) for path in save(_pictures(found), out)]
+        pictures = _pictures(found)
+        return pictures if out is None else [str(path) for path in save(pictures, out)]
 
 
 def _pictures(found: Any) -> list[Any]:

@@ -7,7 +7,27 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from omni_group_coordinator import ParallelError
+
 LAST_LINES = 30
+
+
+class RankFailedError(ParallelError):
+    """A rank failed, and every rank has ended.
+
+    Args:
+        rank: The first that failed.
+        message: What is said of it.
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+def rank_failure(error: ChildFailedError) -> RankFailedError:
+    """What to raise for an error of the agent, when every rank has ended."""
+    return RankFailedError(error.get_first_failure()[0], first_failure(error))
 
 
 def first_failure(error: ChildFailedError, said: str = "") -> str:

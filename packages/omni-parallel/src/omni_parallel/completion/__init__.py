@@ -1,0 +1,1 @@
+"""``omni-parallel completion``: what a shell completes."""

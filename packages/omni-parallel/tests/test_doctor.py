@@ -39,6 +39,9 @@ def test_it_tries_what_is_here() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert (found["command"], found["passed"], found["error"]) == ("doctor", True, None)
+    assert found["ranks"] == 3
+    assert found["seconds"] > 0
     assert [one["operation"] for one in found["self_test"]["operations"]] == [
         "all-reduce", "all-gather", "all-to-all",
     ]  # fmt: skip

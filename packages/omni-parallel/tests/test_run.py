@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -90,6 +91,35 @@ def test_rank_0_has_the_terminal_and_the_layout_comes_along(script: Path) -> Non
     assert "layout cfg=2" in done.stderr
 
 
+def test_one_json_object_and_nothing_else(script: Path) -> None:
+    done = call("--nproc", 2, "--json", script, "go", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("seconds") > 0
+    assert found.pop("version")
+    assert found == {
+        "command": "run",
+        "passed": True,
+        "error": None,
+        "script": str(script),
+        "arguments": ["go", "--json"],
+        "layout": None,
+        "ranks": 2,
+        "output": "rank 0 of 2 --json\n",
+    }
+    assert "layout None" in done.stderr
+
+
+def test_a_failure_is_a_json_object_that_names_the_rank(script: Path) -> None:
+    done = call("--nproc", 3, "--json", script, "raise")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["passed"]
+    assert found["error"]["rank"] == 1
+    assert "ValueError: the odd one" in found["error"]["message"]
+    assert "ValueError: the odd one" in done.stderr
+
+
 def test_all_output_shows_every_rank(script: Path) -> None:
     done = call("--nproc", 2, "--all-output", script, "go")
     assert sorted(done.stdout.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
@@ -173,6 +203,7 @@ def test_two_hosts_meet_at_an_endpoint(script: Path) -> None:
             "3 ranks of the layout on 2 hosts",
         ),
         (["--nproc", "0"], "0 is not in the range"),
+        (["--nproc", "2", "--all-output", "--json"], "do not go together"),
     ],
 )
 def test_options_that_cannot_be(script: Path, options: list[str], said: str) -> None:

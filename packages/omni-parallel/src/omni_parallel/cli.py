@@ -4,43 +4,71 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 
 import click
 from rich.console import Console
 
 from omni_parallel.__about__ import __version__
 
+NAME = "omni-parallel"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+COMMANDS = {
+    "demo": ("omni_parallel.demo.command", "Draw pictures on one process and on several ranks."),
+    "generate": ("omni_parallel.generate.command", "Generate images or videos on several ranks."),
+    "run": ("omni_parallel.run.command", "Run a script on several ranks, as torchrun does."),
+    "verify": ("omni_parallel.verify.command", "Compare a layout with one process."),
+    "doctor": ("omni_parallel.doctor.command", "Try collectives, and name what is wrong."),
+    "completion": ("omni_parallel.completion.command", "Print a script that completes commands."),
+}
+"""Sub-commands, of the same name in their modules, and what the list of them says."""
+
+
+class LazyGroup(click.Group):
+    """Sub-commands are imported when they are asked for: torch, which they need, is slow."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one; None: there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of sub-commands, none of which is imported for it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, said) in COMMANDS.items()])
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Names of sub-commands, and options of this one."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=said)
+            for name, (_, said) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
 
 def commands() -> click.Group:
-    """The command with its sub-commands; torch, which they need, is slow to import."""
-    from omni_parallel.demo.command import demo
-    from omni_parallel.doctor.command import doctor
-    from omni_parallel.generate.command import generate
-    from omni_parallel.run.command import run
-    from omni_parallel.verify.command import verify
-
-    group = click.Group("omni-parallel", help="Run diffusion models on several ranks.")
-    for command in (demo, generate, run, verify, doctor):
-        group.add_command(command)
-    return click.version_option(__version__, package_name="omni-parallel")(group)
+    """The command with its sub-commands."""
+    group = LazyGroup(NAME, help="Run diffusion models on several ranks.")
+    return click.version_option(__version__, package_name=NAME)(group)
 
 
 def main() -> None:
     """Run the command; mistakes of the user end with a message, not with a traceback."""
     try:
-        # In here, so that Ctrl-C during the import ends as cleanly as later.
-        from omni_group_coordinator import ParallelError
-
-        try:
-            sys.exit(commands().main(standalone_mode=False))
-        except ParallelError as error:
-            Console(stderr=True).print(
-                f"error: {error}", markup=False, highlight=False, soft_wrap=True
-            )
-            sys.exit(1)
+        sys.exit(_run())
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -48,3 +76,18 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a second one could end
         Console(stderr=True).print("interrupted; every rank has ended")
         sys.exit(INTERRUPTED)
+
+
+def _run() -> int:
+    from omni_parallel.completion import shells
+
+    shells.register()
+    try:
+        return int(commands().main(prog_name=NAME, standalone_mode=False) or 0)
+    except RuntimeError as error:
+        from omni_group_coordinator import ParallelError  # a RuntimeError, and torch comes with it
+
+        if not isinstance(error, ParallelError):
+            raise
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from dataclasses import asdict
 
@@ -18,17 +16,17 @@ from omni_parallel.doctor.findings import Machine, findings
 from omni_parallel.doctor.self_test import Measured, SelfTest, run_self_test
 from omni_parallel.launching.failures import first_failure
 from omni_parallel.launching.processes import run_processes
+from omni_parallel.reported_command import Outcome, ReportedCommand
 from omni_parallel.v1 import PackageVersion, versions
 
 
-@click.command()
+@click.command(cls=ReportedCommand)
 @click.option(
     "--nproc",
     type=click.IntRange(2, 64),
     help="Ranks of the self-test.  [default: one for each accelerator, 2 at least]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def doctor(nproc: int | None, as_json: bool) -> None:
+def doctor(nproc: int | None, as_json: bool) -> Outcome:
     """Say what is here, try collectives on several ranks, and name what is wrong.
 
     Exits with 1 when ranks cannot work together, or packages do not go together.
@@ -38,12 +36,17 @@ def doctor(nproc: int | None, as_json: bool) -> None:
     console = Console(stderr=as_json)
     test = _tried(ranks, machine, console)
     wrong = findings(machine, packages, test, ranks)
-    if as_json:
-        _print_json(machine, packages, test, wrong)
-    else:
+    if not as_json:
         _print(machine, packages, test, wrong, console)
-    serious = isinstance(test, str) or not all(one.right for one in test.operations)
-    sys.exit(1 if serious or any(package.problem for package in packages) else 0)
+    right = not isinstance(test, str) and all(one.right for one in test.operations)
+    keys = {
+        "ranks": ranks,
+        "machine": machine.to_dict(),
+        "packages": [asdict(package) for package in packages],
+        "self_test": {"error": test} if isinstance(test, str) else test.to_dict(),
+        "findings": wrong,
+    }
+    return Outcome(keys, passed=right and not any(package.problem for package in packages))
 
 
 def _tried(ranks: int, machine: Machine, console: Console) -> SelfTest | str:
@@ -60,21 +63,6 @@ def _tried(ranks: int, machine: Machine, console: Console) -> SelfTest | str:
             return first_failure(error)
     operations = [Measured(**one) for one in found["operations"]]
     return SelfTest(found["backend"], found["device"], operations, found["links"])
-
-
-def _print_json(
-    machine: Machine,
-    packages: tuple[PackageVersion, ...],
-    test: SelfTest | str,
-    wrong: list[str],
-) -> None:
-    found = {
-        "machine": machine.to_dict(),
-        "packages": [asdict(package) for package in packages],
-        "self_test": {"error": test} if isinstance(test, str) else test.to_dict(),
-        "findings": wrong,
-    }
-    click.echo(json.dumps(found, indent=2))
 
 
 def _print(

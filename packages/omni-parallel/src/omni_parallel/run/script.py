@@ -12,8 +12,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from omni_group_coordinator import ParallelError
-from omni_parallel.launching.failures import first_failure, last_words
+from omni_parallel.launching.failures import RankFailedError, first_failure, last_words
 from omni_parallel.launching.processes import Nodes, run_ranks
 from omni_parallel.run.first_words import FirstWords
 from omni_parallel.v1.application import LAYOUT_VARIABLE
@@ -36,13 +35,18 @@ class ScriptRun:
     """Where what the ranks print is kept; None: thrown away at the end."""
     everything: bool = False
     """Whether all ranks have the terminal."""
+    captured: bool = False
+    """Whether what rank 0 prints is returned instead of shown."""
 
 
-def run_script(run: ScriptRun) -> None:
+def run_script(run: ScriptRun) -> str:
     """Run a script on several ranks, each a process with the variables that torchrun sets.
 
+    Returns:
+        What the first rank of this host printed, where that is captured.
+
     Raises:
-        ParallelError: A rank failed; the message holds the end of what the first one printed.
+        RankFailedError: A rank failed; the message holds the end of what the first one printed.
         KeyboardInterrupt: The run was interrupted; every rank has ended.
     """
     with ExitStack() as stack:
@@ -56,12 +60,19 @@ def run_script(run: ScriptRun) -> None:
             with words.shown():
                 _start(run, folder)
         except ChildFailedError as error:
-            raise ParallelError(_message(error, run, words)) from None
+            rank, _ = error.get_first_failure()
+            raise RankFailedError(rank, _message(error, run, words)) from None
         words.release()
+        first = words.of_rank(0)
+        if not run.captured or first is None:
+            return ""
+        return (first / "stdout.log").read_text(errors="replace")
 
 
 def _start(run: ScriptRun, folder: str) -> None:
-    redirects = dict.fromkeys(range(1, run.ranks), Std.ALL) | {0: Std.ERR}
+    redirects = dict.fromkeys(range(1, run.ranks), Std.ALL) | {
+        0: Std.ALL if run.captured else Std.ERR
+    }
     logs = DefaultLogsSpecs(folder, redirects=Std.NONE if run.everything else redirects)
     args = (str(run.script), *run.arguments)
     environment = _environment(run)

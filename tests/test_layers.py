@@ -154,3 +154,17 @@ def test_below_the_umbrella_torch_is_the_only_requirement():
                 "torch",
                 *(name.replace("-", "_") for name in dependencies(PACKAGES, package.name)),
             }
+
+
+def test_below_the_umbrella_nothing_needs_the_numpy_that_torch_can_do_without():
+    calls = {
+        f"{path}:{node.lineno}"
+        for package in PACKAGES.values()
+        if package.name != "omni-parallel"
+        for path, tree in modules(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"numpy", "from_numpy"}
+    }
+    assert not calls

@@ -33,10 +33,10 @@ if __name__ == "__main__":
 TWO_RANKS = """
 from omni_parallel.demo.launch import launch
 from omni_parallel.demo.request import DemoRequest
-from omni_parallel_state import ParallelLayout
+from omni_parallel.v1 import ParallelConfig
 
 if __name__ == "__main__":
-    launch(DemoRequest(steps=1000, width=256, height=256), ParallelLayout(ulysses=2), print)
+    launch(DemoRequest(steps=1000, width=256, height=256), ParallelConfig(ulysses=2), 2, print)
 """
 
 

@@ -16,24 +16,21 @@ from omni_parallel.demo.launch import RunResult, launch
 from omni_parallel.demo.layout_option import (
     DEFAULT_RANKS,
     MAX_RANKS,
-    choose_layout,
-    parse_layout,
+    check_config,
+    choose_config,
 )
-from omni_parallel.demo.layouts import is_fused, layout_name, strategies_of
-from omni_parallel.demo.pipeline import load_pipeline, token_pixels
+from omni_parallel.demo.pipeline import MODEL, load_pipeline
 from omni_parallel.demo.request import (
     MAX_SIZE,
     PROMPTS,
     DemoRequest,
     check_prompts,
-    check_ranks,
     check_size,
 )
 from omni_parallel.demo.sheet import write_sheet
-from omni_parallel.demo.table import comparison, megabytes, verdict
+from omni_parallel.demo.table import comparison, layout_name, megabytes, verdict
 from omni_parallel.launching.hosts import accelerators, device_for
-from omni_parallel.v1 import load_strategy
-from omni_parallel_state import ParallelLayout
+from omni_parallel.v1 import ModelFacts, ParallelConfig, load_strategy
 
 DEFAULT_OUT = Path("omni-parallel-demo.png")
 
@@ -57,17 +54,17 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option(
     "--ranks",
     type=click.IntRange(1, MAX_RANKS),
-    help=f"Ranks of the parallel run, all of them for Ulysses.  [default: {DEFAULT_RANKS}]",
+    help="Ranks of the parallel run.  [default: as many as the layout needs, "
+    f"{DEFAULT_RANKS} without one]",
 )
 @click.option(
     "--layout",
-    type=parse_layout,
     metavar="NAME=DEGREE,...",
-    help="Instead of --ranks, what the ranks share: the guidance branches (cfg=2), the tokens of "
-    "a picture (ulysses=2, ring=2), the blocks of the model (pp=2), its blocks and patches of a "
-    "picture (pipefusion=2, an approximation), the rows of what is decoded (vae_patch=2), the "
-    "weights (hsdp=2), or several of these (cfg=2,ulysses=2 on 4 ranks; hsdp and "
-    "vae_patch add no ranks: ulysses=2,hsdp=2 on 2).",
+    help="What the ranks share: the guidance branches (cfg=2), the tokens of a picture (ulysses=2, "
+    "ring=2), the blocks of the model (pp=2), its blocks and patches of a picture (pipefusion=2, "
+    "an approximation), the rows of what is decoded (vae_patch=2), the weights (hsdp=2), or "
+    "several of these (cfg=2,ulysses=2 on 4 ranks; hsdp and vae_patch add no ranks: "
+    "ulysses=2,hsdp=2 on 2).  [default: the tokens]",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
 @click.option(
@@ -100,7 +97,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 )
 def demo(
     ranks: int | None,
-    layout: ParallelLayout | None,
+    layout: str | None,
     prompts: tuple[str, ...],
     steps: int,
     seed: int,
@@ -111,16 +108,20 @@ def demo(
 
     Uses a small trained model that comes with the package. Exits with 1 when the pictures of
     the ranks differ from those of the single process by more than the tolerance, or visibly with
-    pipefusion.
+    a layout that approximates.
     """
     console = Console()
     request = DemoRequest(
         prompts=prompts or PROMPTS, steps=steps, seed=seed, width=size[0], height=size[1]
     )
-    chosen = choose_layout(ranks, layout)
-    _check(request, chosen, out)
-    device = _device_for(chosen.world_size, console)
-    single, parallel = _run_both(request, chosen, device, console)
+    _check_output(out)
+    try:
+        config, count = choose_config(ranks, layout)
+        _check(request, config, count)
+    except ParallelConfigError as error:
+        raise click.UsageError(str(error)) from None
+    device = _device_for(count, console)
+    single, parallel = _run_both(request, config, count, device, console)
     _report(request, single, parallel, out, console)
 
 
@@ -132,40 +133,38 @@ def _device_for(ranks: int, console: Console) -> str | None:
     return device_for(ranks)
 
 
-def _check(request: DemoRequest, layout: ParallelLayout, out: Path) -> None:
-    """Find every mistake that can be found before a rank starts."""
+def _check_output(out: Path) -> None:
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         msg = f"cannot write {out}: {out.parent.absolute()} is no folder that can be written to"
         raise click.BadParameter(msg, param_hint="--out")
     if out.suffix.lower() != ".png":
         msg = f"{out} is no PNG file; nearest: {out.with_suffix('.png')}"
         raise click.BadParameter(msg, param_hint="--out")
-    try:
-        for name in strategies_of(layout):
-            load_strategy(name)
-        pipeline = load_pipeline(torch.device("cpu"))
-        check_size(request, token_pixels(pipeline))
-        patches = layout.pp if is_fused(layout) else 1
-        check_ranks(request, max(layout.sp, patches), token_pixels(pipeline))
-        check_prompts(request, pipeline)
-    except ParallelConfigError as error:
-        raise click.UsageError(str(error)) from None
+
+
+def _check(request: DemoRequest, config: ParallelConfig, ranks: int) -> None:
+    """Find every mistake that can be found before a rank starts."""
+    facts = ModelFacts.from_folder(MODEL)
+    check_size(request, facts)
+    check_config(config, ranks, request, facts)
+    for name in config.strategies():
+        load_strategy(name)
+    check_prompts(request, load_pipeline(torch.device("cpu")))
 
 
 def _run_both(
-    request: DemoRequest, layout: ParallelLayout, device: str | None, console: Console
+    request: DemoRequest, config: ParallelConfig, ranks: int, device: str | None, console: Console
 ) -> tuple[RunResult, RunResult | None]:
     results: list[RunResult] = []
     with Progress(console=console) as progress:
-        for each in (ParallelLayout(), layout)[: 1 if layout.world_size == 1 else 2]:
-            ranks = each.world_size
-            title = "1 process" if ranks == 1 else f"{ranks} ranks  "
+        for each, count in ((ParallelConfig(), 1), (config, ranks))[: 1 if ranks == 1 else 2]:
+            title = "1 process" if count == 1 else f"{count} ranks  "
             task = progress.add_task(title, total=request.steps)
 
             def on_step(done: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done)
 
-            results.append(launch(request, each, on_step, device))
+            results.append(launch(request, each, count, on_step, device))
             progress.update(task, completed=request.steps)
     return results[0], results[1] if len(results) > 1 else None
 
@@ -205,5 +204,4 @@ def _report(
 
 
 def _title(run: RunResult) -> str:
-    ranks = run.layout.world_size
-    return "one process" if ranks == 1 else f"{ranks} ranks ({layout_name(run.layout)})"
+    return "one process" if run.ranks == 1 else f"{run.ranks} ranks ({layout_name(run.config)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,11 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from omni_group_coordinator import record_traffic
-from omni_parallel.demo.layouts import options_of, strategies_of
 from omni_parallel.demo.pipeline import load_pipeline
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.launching.interrupts import end_with_launcher
 from omni_parallel.launching.measures import peak_memory, weight_bytes
-from omni_parallel.v1 import load_strategy
-from omni_parallel_state import (
-    ParallelLayout,
-    ParallelState,
-    destroy_distributed_environment,
-    init_distributed_environment,
-)
+from omni_parallel.v1 import ParallelConfig, Parallelized, parallelize
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -52,7 +44,7 @@ class RankReport:
 
 @record
 def run_rank(
-    request: DemoRequest, layout: ParallelLayout, folder: str, device: str | None = None
+    request: DemoRequest, config: ParallelConfig, folder: str, device: str | None = None
 ) -> RankReport:
     """Generate the pictures and save this rank's; runs in a process of the launcher.
 
@@ -62,35 +54,30 @@ def run_rank(
     """
     end_with_launcher()
     torch.set_num_threads(1)
-    with ExitStack() as stack:
-        if layout.world_size > 1:
-            init_distributed_environment(device=device)
-            stack.callback(destroy_distributed_environment)
-        state = ParallelState(layout, device)
-        stack.callback(state.destroy)
-        pipeline = load_pipeline(state.device)
-        for name in strategies_of(layout):
-            options = options_of(layout, name)
-            stack.enter_context(load_strategy(name).apply(pipeline, state, **options))
+    pipeline = load_pipeline(torch.device("cpu"))
+    with parallelize(pipeline, config, device=device) as ready:
+        rank, place = ready.state.rank, ready.state.device
         weights = weight_bytes(pipeline.components.values())
-        clock = _Clock(Path(folder) / PROGRESS if state.rank == 0 else None)
+        clock = _Clock(Path(folder) / PROGRESS if rank == 0 else None)
         with record_traffic() as traffic:
-            pictures = generate(pipeline, request, clock)
-        torch.save(pictures.cpu(), Path(folder) / f"rank{state.rank}.pt")
+            pictures = generate(ready, request, clock)
+        torch.save(pictures.cpu(), Path(folder) / f"rank{rank}.pt")
         return RankReport(
-            state.rank,
+            rank,
             clock.seconds_per_step(),
             traffic.total_bytes / request.steps,
-            peak_memory(state.device),
+            peak_memory(place),
             weights,
         )
 
 
-def generate(pipeline: FluxPipeline, request: DemoRequest, after_step: Any = None) -> Tensor:
+def generate(
+    pipeline: FluxPipeline | Parallelized, request: DemoRequest, after_step: Any = None
+) -> Tensor:
     """The pictures of a run, one for each prompt.
 
     Args:
-        pipeline: Any pipeline with the call of diffusers' ``FluxPipeline``.
+        pipeline: Any with the call of diffusers' ``FluxPipeline``, or one whose work is shared.
         request: The run.
         after_step: Called after each step, as ``callback_on_step_end`` of diffusers.
 

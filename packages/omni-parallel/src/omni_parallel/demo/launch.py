@@ -21,18 +21,23 @@ from omni_parallel.demo.request import DemoRequest
 from omni_parallel.launching.failures import first_failure
 from omni_parallel.launching.looking import looking
 from omni_parallel.launching.processes import run_processes
-from omni_parallel_state import ParallelLayout
+from omni_parallel.v1 import ParallelConfig
 
 
 @dataclass(frozen=True)
 class RunResult:
     """What a run made and measured."""
 
-    layout: ParallelLayout
+    config: ParallelConfig
     reports: tuple[RankReport, ...]
     """By rank."""
     pictures: tuple[Tensor, ...]
     """By rank: float32 of shape ``(pictures, 3, height, width)`` in [0, 1]."""
+
+    @property
+    def ranks(self) -> int:
+        """How many there were."""
+        return len(self.reports)
 
     @property
     def seconds_per_step(self) -> float:
@@ -71,15 +76,17 @@ class RunResult:
 
 def launch(
     request: DemoRequest,
-    layout: ParallelLayout,
+    config: ParallelConfig,
+    ranks: int,
     on_step: Callable[[int], None],
     device: str | None = None,
 ) -> RunResult:
-    """Run the demonstration on the ranks of a layout, with torch's elastic agent.
+    """Run the demonstration on several ranks, with torch's elastic agent.
 
     Args:
         request: What to generate.
-        layout: How many ranks, and what each does.
+        config: What the ranks share.
+        ranks: How many.
         on_step: Called from another thread with the number of steps done.
         device: Type of device; default: an accelerator for each rank, if there is one.
 
@@ -90,15 +97,14 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
         with looking(partial(_tell, Path(folder) / PROGRESS, on_step)):
             try:
-                args = (request, layout, folder, device)
-                reports = run_processes(run_rank, args, layout.world_size, folder)
+                args = (request, config, folder, device)
+                reports = run_processes(run_rank, args, ranks, folder)
             except ChildFailedError as error:
                 raise ParallelError(first_failure(error)) from None
         pictures = tuple(
-            torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True)
-            for rank in range(layout.world_size)
+            torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)
         )
-    return RunResult(layout, tuple(reports[rank] for rank in sorted(reports)), pictures)
+    return RunResult(config, tuple(reports[rank] for rank in sorted(reports)), pictures)
 
 
 def _tell(progress: Path, on_step: Callable[[int], None]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import TYPE_CHECKING
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.v1 import ModelFacts
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -27,12 +27,6 @@ PROMPTS = (
     "a cyan cross left of an orange ring",
 )
 """Prompts of a run that is given none."""
-
-GUIDANCE_BRANCHES = 2
-"""One for the prompt and one for the negative prompt."""
-
-BLOCKS = 6
-"""Of the model's transformer, which stages share."""
 
 MAX_SIZE = 512
 """Longest side of a picture, in pixels; the model was trained on far smaller ones."""
@@ -65,16 +59,17 @@ class DemoRequest:
             raise ParallelConfigError(msg)
 
 
-def check_size(request: DemoRequest, multiple: int) -> None:
+def check_size(request: DemoRequest, facts: ModelFacts) -> None:
     """Check that the pipeline can make pictures of the size asked for.
 
     Args:
         request: The run.
-        multiple: Pixels of one token; the pipeline would silently round to a multiple of it.
+        facts: Of the model, whose pipeline would silently round to a multiple of its tokens.
 
     Raises:
         ParallelConfigError: With the nearest legal sizes.
     """
+    multiple = facts.token_pixels or 1
     for name, pixels in (("width", request.width), ("height", request.height)):
         if pixels % multiple or not multiple <= pixels <= MAX_SIZE:
             low = max(multiple, min(pixels, MAX_SIZE) // multiple * multiple)
@@ -85,33 +80,6 @@ def check_size(request: DemoRequest, multiple: int) -> None:
                 f"{multiple} pixels, up to {MAX_SIZE}; nearest: {near}"
             )
             raise ParallelConfigError(msg)
-
-
-def check_ranks(request: DemoRequest, ranks: int, multiple: int) -> None:
-    """Check that there is a token of the picture for every rank.
-
-    Args:
-        request: The run, of a size that the pipeline can make.
-        ranks: Ranks that share the tokens of a picture.
-        multiple: Pixels of one side of a token.
-
-    Raises:
-        ParallelConfigError: With the ranks and the size that would work.
-    """
-    tokens = (request.width // multiple) * (request.height // multiple)
-    if ranks > tokens:
-        side = multiple * (isqrt(ranks - 1) + 1)  # the smallest square with as many tokens
-        pixels = f"{request.width} x {request.height} pixels"
-        msg = (
-            f"{ranks} ranks cannot share a picture of {pixels}, which has {_count(tokens, 'token')}"
-            f" of {multiple} x {multiple}; legal here: up to {_count(tokens, 'rank')}, or "
-            f"{ranks} ranks from size {side} on"
-        )
-        raise ParallelConfigError(msg)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_prompts(request: DemoRequest, pipeline: FluxPipeline) -> None:

@@ -6,8 +6,9 @@ import math
 
 from rich.table import Table
 
+from omni_parallel.comparable import is_exact
 from omni_parallel.demo.launch import RunResult
-from omni_parallel.demo.layouts import is_fused, layout_name
+from omni_parallel.v1 import ParallelConfig
 
 TOLERANCE = 1e-4
 """Largest difference of a pixel in [0, 1] that counts as the same picture, before quantisation."""
@@ -21,7 +22,7 @@ The guide to pipeline stages shows it with pictures of this model."""
 def verdict(run: RunResult, single: RunResult) -> tuple[bool, str]:
     """Whether a run made the pictures of a single process, as far as it promises, and how far."""
     difference = run.difference(single)
-    if not is_fused(run.layout):
+    if is_exact(run.config):
         same = difference <= TOLERANCE
         said = "same pictures" if same else "DIFFERENT PICTURES"
         return same, (
@@ -30,9 +31,10 @@ def verdict(run: RunResult, single: RunResult) -> tuple[bool, str]:
         )
     psnr = run.worst_psnr(single)
     alike = psnr >= VISIBLE
+    what = "PipeFusion" if run.config.pipefusion > 1 else "vae_mode=tile"
     said = "similar pictures, not the same" if alike else "DIFFERENT PICTURES"
     return alike, (
-        f"{said}, for PipeFusion approximates: PSNR {psnr:.1f} dB in the picture that strays "
+        f"{said}, for {what} approximates: PSNR {psnr:.1f} dB in the picture that strays "
         f"farthest (below {VISIBLE:g} dB it is seen), largest difference {difference:.1e}"
     )
 
@@ -54,8 +56,8 @@ def comparison(single: RunResult, others: list[RunResult]) -> Table:
         table.add_column(column, justify="left" if is_layout else "right", no_wrap=not is_layout)
     for run in (single, *others):
         table.add_row(
-            str(run.layout.world_size),
-            layout_name(run.layout),
+            str(run.ranks),
+            layout_name(run.config),
             number(run.seconds_per_step, ".3f"),
             number(single.seconds_per_step / run.seconds_per_step, ".2f", " x"),
             megabytes(run.bytes_per_step),
@@ -63,6 +65,11 @@ def comparison(single: RunResult, others: list[RunResult]) -> Table:
             "-" if run is single else f"{run.difference(single):.1e}",
         )
     return table
+
+
+def layout_name(config: ParallelConfig) -> str:
+    """The short form, with spaces at which a narrow column can end its lines."""
+    return str(config).replace(",", ", ")
 
 
 def number(value: float, form: str, unit: str = "") -> str:

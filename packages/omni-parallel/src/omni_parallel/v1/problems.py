@@ -128,14 +128,24 @@ def _of_model(config: ParallelConfig, facts: ModelFacts) -> Iterator[str]:
 def _of_size(config: ParallelConfig, facts: ModelFacts, size: Size | None) -> Iterator[str]:
     tokens = None if size is None else facts.tokens(*size)
     ranks = config.ulysses * config.ring
-    if size is None or tokens is None or ranks <= tokens:
+    patches = config.options.get("pipefusion", {}).get("patches", 1)
+    shares = ranks * patches if config.pipefusion > 1 and isinstance(patches, int) else ranks
+    if size is None or tokens is None or shares <= tokens:
         return
     width, height, frames = size
     video = f" and {frames} frames" if frames > 1 else ""
-    yield (
-        f"{_asked(config, 'sp')}: {width} x {height} pixels{video} are {tokens} tokens, so that "
-        f"further ranks would have none; legal: up to {tokens} ranks"
-    )
+    pixels = f"{width} x {height} pixels{video} are {tokens} tokens"
+    if ranks > tokens:
+        yield (
+            f"{_asked(config, 'sp')}: {pixels}, so that further ranks would have none; legal: up "
+            f"to {tokens} ranks"
+        )
+    else:
+        each = f" for {ranks} ranks each" if ranks > 1 else ""
+        yield (
+            f"options for 'pipefusion', patches={patches}: {pixels}, which cannot be cut into so "
+            f"many{each}; legal: 1 to {tokens // ranks}"
+        )
 
 
 def _asked(config: ParallelConfig, strategy: str) -> str:

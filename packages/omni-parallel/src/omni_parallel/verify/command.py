@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
+from omni_parallel.comparable import is_exact, not_refused
 from omni_parallel.launching.failures import first_failure
 from omni_parallel.launching.hosts import device_for
 from omni_parallel.launching.processes import run_processes
@@ -65,7 +66,10 @@ def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int]
     """
     facts = ModelFacts.from_folder(given["model"])
     automatic = given["layout"] == "auto"
-    config = auto_config(given["nproc"] or 2, facts) if automatic else _config(given["layout"])
+    config = (
+        auto_config(given["nproc"] or 2, facts) if automatic else ParallelConfig.of(given["layout"])
+    )
+    config = not_refused(config)
     ranks = given["nproc"] or max(2, config.ranks)
     width, height = parse_size(given["size"])
     frames = given["frames"]
@@ -84,15 +88,6 @@ def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int]
     return request, config, ranks
 
 
-def _config(text: str) -> ParallelConfig:
-    config = ParallelConfig.of(text)
-    if config.pipefusion > 1 and "pipefusion" not in config.options:
-        # The difference is measured here, so that settings are not refused that stray far.
-        options = {"patches": config.pipefusion, "force": True}
-        config = replace(config, options={**config.options, "pipefusion": options})
-    return config
-
-
 def _compared(
     request: PipelineRequest, config: ParallelConfig, ranks: int, console: Console
 ) -> Verified:
@@ -102,8 +97,7 @@ def _compared(
         single = _run(request, ParallelConfig(), 1)[0]
         progress.update(task, description=f"{ranks} ranks: {config}")
         several = _run(request, config, ranks)
-    exact = config.pipefusion == 1 and not (config.vae_patch > 1 and config.vae_mode == "tile")
-    return Verified.of(request, (str(config), exact), single, several)
+    return Verified.of(request, (str(config), is_exact(config)), single, several)
 
 
 def _run(

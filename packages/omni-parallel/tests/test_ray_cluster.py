@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ pytest.importorskip("ray")
 pytest.importorskip("diffusers")
 from PIL import Image
 
-from omni_group_coordinator import ParallelConfigError
+from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel.demo.pipeline import MODEL
 from omni_parallel.launching.ray_cluster import _variables, ray_cluster
 
@@ -58,12 +59,14 @@ import json, signal, sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-from omni_parallel.launching.ray_cluster import ray_cluster
+from omni_parallel.launching import ray_cluster as module
 from ranks_on_ray import work
 
+folder, what, ranks = [*sys.argv[1:], "2"][:3]
+module.PLACEMENT_SECONDS = 10
 try:
-    with ray_cluster(2) as cluster:
-        found = cluster.run(work, tuple(sys.argv[1:]), 2, "cpu")
+    with module.ray_cluster(2) as cluster:
+        found = cluster.run(work, (folder, what), int(ranks), "cpu")
         print(json.dumps(found))
 except KeyboardInterrupt:
     print("interrupted")
@@ -177,6 +180,69 @@ def test_a_signal_ends_ranks_and_ray(tmp_path: Path, number: signal.Signals) -> 
             process.send_signal(number)
         said, errors = process.communicate(timeout=TIMEOUT_S)
         assert said == "interrupted\n", errors
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of a cluster with two CPUs, that lives as long as the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    options = ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        [*ray, f"--port={port}", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(tmp_path), "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"},
+    )
+    everyone: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        assert process.poll() is None
+        yield f"127.0.0.1:{port}"
+        assert process.poll() is None
+    finally:
+        everyone += psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.communicate(timeout=30)
+        for each in psutil.wait_procs(everyone, timeout=30)[1]:
+            each.kill()
+
+
+def test_a_cluster_that_is_there_is_used_and_stays(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for ranks in ("2", "3"):
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, str(tmp_path), "sum", ranks],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env={**environment(tmp_path), "RAY_ADDRESS": address},
+        )
+        if ranks == "2":
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout) == {"0": [3.0, "0", "2"], "1": [3.0, "1", "2"]}
+        else:
+            assert "no room for 3 ranks within 10 s: each needs 1 CPU, here are 2 CPU (" in (
+                done.stderr
+            )
+
+
+def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free.getsockname()[1]}")
+        cluster = ray_cluster(2)
+        with pytest.raises(ParallelError, match=r"no Ray cluster at RAY_ADDRESS=127.*legal: HOST"):
+            cluster.__enter__()
 
 
 def test_a_rank_with_an_accelerator_sees_no_other() -> None:

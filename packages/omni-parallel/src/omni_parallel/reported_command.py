@@ -95,7 +95,7 @@ class ReportedCommand(click.Command):
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # the second of Ray, at a SIGTERM
         return "interrupted; every rank has ended"
     if isinstance(error, click.ClickException):
         return error.format_message()

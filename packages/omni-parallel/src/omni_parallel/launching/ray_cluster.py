@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from click import unstyle
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel.launching.failures import LAST_LINES, RankFailedError
@@ -23,6 +24,8 @@ from omni_parallel.launching.processes import PATIENCE_SECONDS, POLL_SECONDS
 
 PLACEMENT_SECONDS = 60
 """How long ranks wait for the cluster to have room."""
+ANSWER_SECONDS = 10
+"""How long a cluster has to answer at all."""
 GRACE_SECONDS = 3.0
 """How long a rank that raised is not yet called the first to fail: another one may have died, which
 Ray tells later than others see their connections to it break."""
@@ -39,7 +42,7 @@ def ray_cluster(ranks: int) -> Iterator[RayCluster]:
 
     Raises:
         ParallelConfigError: Ray is not installed.
-        ParallelError: There is no cluster at the address.
+        ParallelError: There is no cluster at the address, or it refuses this process.
         KeyboardInterrupt: A signal came, to end this process.
     """
     try:
@@ -61,6 +64,8 @@ def ray_cluster(ranks: int) -> Iterator[RayCluster]:
 
 
 def _init(ray: Any, address: str, own: Mapping[str, int]) -> None:
+    if not own:
+        _check_answers(address)
     try:
         ray.init(
             address=address,
@@ -70,7 +75,35 @@ def _init(ray: Any, address: str, own: Mapping[str, int]) -> None:
             **own,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        msg = f"there is no Ray cluster at {_ADDRESS}={address}: {error}"
+        where = "on this host" if own else f"at {_ADDRESS}={address}"
+        remedy = (
+            ""
+            if own
+            else (
+                "; its Ray and Python have to be of these versions, and its authentication of this "
+                "environment (RAY_AUTH_MODE, and its token)"
+            )
+        )
+        msg = f"there is no Ray that can be used {where}: {error}{remedy}"
+        raise ParallelError(msg) from error
+
+
+def _check_answers(address: str) -> None:
+    """Try an address, which Ray does for two minutes.
+
+    Raises:
+        ParallelError: Nobody answers there.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # such as auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        msg = (
+            f"there is no Ray cluster at {_ADDRESS}={address}: {error}; legal: HOST:PORT of one, "
+            "auto for that of this host, or none, for a Ray that ends with the command"
+        )
         raise ParallelError(msg) from error
 
 
@@ -176,12 +209,14 @@ class RayCluster:
         return found
 
     def _result(self, call: Any, rank: int) -> Any:
-        from ray.exceptions import RayError
+        from ray.exceptions import RayActorError, RayError
 
         try:
             return self._ray.get(call)
-        except RayError as error:
+        except RayActorError as error:
             raise _failure(rank, ": its process died", str(error)) from None
+        except RayError as error:  # such as of a module that its host does not have
+            raise _failure(rank, "", unstyle(str(error))) from None
 
     def _end(self, actors: list[Any], calls: list[Any]) -> None:
         """End every process, and wait until Ray says so."""

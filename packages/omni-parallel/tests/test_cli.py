@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from omni_parallel.cli import COMMANDS, commands
 from omni_parallel.completion.layouts import DEGREES, MODES
 from omni_parallel.completion.shells import SHELLS, VARIABLE
-from omni_parallel.generate.command import _DTYPES
-from omni_parallel.pipeline_request import DTYPES
+from omni_parallel.dtypes import DTYPES
 from omni_parallel.v1 import ParallelConfig
 from omni_parallel.v1.parallel_config import VaeMode, degree_names
+from omni_parallel.verify.report import TOLERANCE
 
-FAST = ("generate", "run", "completion")
+FAST = ("demo", "generate", "run", "verify", "completion")
 """Commands whose options can be listed without torch."""
 PROBE = """
 import sys
@@ -99,7 +99,7 @@ def test_what_is_said_twice_to_spare_torch_is_the_same() -> None:
     assert set(DEGREES) == set(degree_names())
     assert VaeMode.__args__ == MODES
     assert {one.name for one in fields(ParallelConfig)} - set(DEGREES) == {"vae_mode", "options"}
-    assert _DTYPES == DTYPES
+    assert set(TOLERANCE) == set(DTYPES)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="this needs bash")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from omni_parallel.cli import commands
-from omni_parallel.demo import command
+from omni_parallel.demo import demonstration
 from omni_parallel.demo.generate import RankReport
 from omni_parallel.demo.launch import RunResult
-from omni_parallel.demo.request import MAX_SIZE
+from omni_parallel.demo.limits import MAX_SIZE
 from omni_parallel.demo.table import VISIBLE
 from omni_parallel.v1 import ParallelConfig, strategies
 
@@ -30,7 +31,7 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> RunResult:
         pytest.fail("a rank was started")
 
-    monkeypatch.setattr(command, "launch", start)
+    monkeypatch.setattr(demonstration, "launch", start)
 
 
 @pytest.mark.usefixtures("no_ranks")
@@ -140,7 +141,7 @@ def fake_launch(error: float) -> object:
 def test_pictures_that_differ_on_any_rank_fail_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, status: int
 ) -> None:
-    monkeypatch.setattr(command, "launch", fake_launch(error))
+    monkeypatch.setattr(demonstration, "launch", fake_launch(error))
     out = tmp_path / "sheet.png"
     result = run("--prompt", "a red circle", "--size", "32", "--ranks", "4", "--out", str(out))
     assert result.exit_code == status, result.output
@@ -158,8 +159,8 @@ def test_pictures_that_differ_on_any_rank_fail_the_command(
 def test_an_approximation_is_called_one_and_fails_the_command_where_it_is_seen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float, status: int, psnr: str
 ) -> None:
-    monkeypatch.setattr(command, "launch", fake_launch(error))
-    monkeypatch.setattr(command, "load_strategy", lambda name: None)
+    monkeypatch.setattr(demonstration, "launch", fake_launch(error))
+    monkeypatch.setattr(demonstration, "load_strategy", lambda name: None)
     options = ["--layout", "pipefusion=2", "--out", str(tmp_path / "sheet.png")]
     result = run("--prompt", "a red circle", "--size", "32", *options)
     assert result.exit_code == status, result.output
@@ -202,9 +203,11 @@ def test_the_layout_is_named_in_the_table_and_on_the_sheet(
     names: list[str],
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(command, "load_strategy", lambda name: None)
-    monkeypatch.setattr(command, "launch", fake_launch(0.0))
-    monkeypatch.setattr(command, "write_sheet", lambda out, prompts, runs: titles.extend(runs))
+    monkeypatch.setattr(demonstration, "load_strategy", lambda name: None)
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
+    monkeypatch.setattr(
+        demonstration, "write_sheet", lambda out, prompts, runs: titles.extend(runs)
+    )
     result = run("--prompt", "a red circle", *options, "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 0, result.output
     assert titles == ["one process", f"{ranks} ranks ({', '.join(names)})"]
@@ -221,8 +224,8 @@ def test_the_layout_is_named_in_the_table_and_on_the_sheet(
 def test_weights_of_each_rank_are_told_where_ranks_share_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str, said: bool
 ) -> None:
-    monkeypatch.setattr(command, "load_strategy", lambda name: None)
-    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    monkeypatch.setattr(demonstration, "load_strategy", lambda name: None)
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
     result = run("--prompt", "a red circle", "--layout", layout, "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 0, result.output
     line = "weights: 10.00 MB on one process, 2.50 MB on each rank"
@@ -232,10 +235,30 @@ def test_weights_of_each_rank_are_told_where_ranks_share_them(
 def test_one_rank_is_the_single_process_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
     result = run("--prompt", "a red circle", "--layout", "cfg=1", "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 0, result.output
     assert "same pictures" not in result.output
+
+
+def test_one_json_object_says_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demonstration, "launch", fake_launch(2e-4))
+    out = tmp_path / "a.png"
+    options = ["--prompt", "a red circle", "--size", "32", "--out", str(out), "--json"]
+    result = run(*options)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["command"], found["passed"], found["error"]) == ("demo", False, None)
+    assert (found["layout"], found["ranks"], found["file"]) == ("ulysses=2", 2, str(out))
+    assert [one["ranks"] for one in found["runs"]] == [1, 2]
+    assert [one["seconds_per_step"] for one in found["runs"]] == [0.5, 0.25]
+    assert found["largest"] == pytest.approx(2e-4, rel=1e-2)
+    assert found["psnr"] > 60
+    assert "DIFFERENT PICTURES" in result.stderr
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
+    assert json.loads(run(*options).stdout)["psnr"] is None
 
 
 def test_too_few_accelerators_are_left_for_the_cpu(
@@ -243,7 +266,7 @@ def test_too_few_accelerators_are_left_for_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    monkeypatch.setattr(command, "launch", fake_launch(0.0))
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
     options = ["--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png")]
     result = run(*options)
     assert result.exit_code == 0, result.output
@@ -259,8 +282,8 @@ def test_a_sheet_that_cannot_be_written_does_not_cost_the_table(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command, "launch", fake_launch(0.0))
-    monkeypatch.setattr(command, "write_sheet", full)
+    monkeypatch.setattr(demonstration, "launch", fake_launch(0.0))
+    monkeypatch.setattr(demonstration, "write_sheet", full)
     result = run("--prompt", "a red circle", "--size", "32", "--out", str(tmp_path / "a.png"))
     assert result.exit_code == 1
     assert "2.00 x" in result.output

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 from omni_parallel.demo.pipeline import MODEL
 from omni_parallel.pipeline_request import PipelineRequest
 from omni_parallel.v1 import ParallelConfig
-from omni_parallel.verify import command
+from omni_parallel.verify import command, verification
 from omni_parallel.verify.rank import VerifiedRank
 from omni_parallel.verify.report import Verified
 
@@ -41,9 +41,10 @@ def test_a_layout_makes_what_one_process_makes(layout: str, ranks: int) -> None:
     found = json.loads(result.stdout)
     assert found["passed"]
     assert 0 < found["largest"] <= 1e-4
-    assert len(found["ranks"]) == ranks
-    assert all(rank["seconds"] > 0 for rank in found["ranks"])
-    shared = found["ranks"][0]["weight_bytes"] < found["single"]["weight_bytes"]
+    assert (found["command"], found["error"]) == ("verify", None)
+    assert found["ranks"] == len(found["measured"]) == ranks
+    assert all(rank["seconds"] > 0 for rank in found["measured"])
+    shared = found["measured"][0]["weight_bytes"] < found["single"]["weight_bytes"]
     assert shared == ("hsdp" in layout)
     assert found["torch"] == torch.__version__
     assert found["packages"]["omni-sp"] == "0.1.0"
@@ -65,7 +66,7 @@ def test_another_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             wrong[1][0, 1, 2, 3] += 0.01
         return [(RANK, found) for found in wrong]
 
-    monkeypatch.setattr(command, "_run", made)
+    monkeypatch.setattr(verification, "_run", made)
     result = invoke("--layout", "ulysses=2")
     assert result.exit_code == 1
     assert "ANOTHER RESULT: largest difference 1.0e-02, tolerance 0.0001" in result.output

@@ -12,8 +12,6 @@ import torch
 
 from omni_group_coordinator import ParallelConfigError
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineRequest:

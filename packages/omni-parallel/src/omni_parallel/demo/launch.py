@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from omni_group_coordinator import ParallelError
 from omni_parallel.demo.generate import PROGRESS, RankReport, run_rank
 from omni_parallel.demo.request import DemoRequest
-from omni_parallel.launching.failures import first_failure
+from omni_parallel.launching.failures import rank_failure
 from omni_parallel.launching.looking import looking
 from omni_parallel.launching.processes import run_processes
 from omni_parallel.v1 import ParallelConfig
@@ -91,7 +90,7 @@ def launch(
         device: Type of device; default: an accelerator for each rank, if there is one.
 
     Raises:
-        ParallelError: A rank failed; the message holds what it said.
+        RankFailedError: A rank failed; the message holds what it said.
         KeyboardInterrupt: The run was interrupted; every rank has ended.
     """
     with tempfile.TemporaryDirectory(prefix="omni-parallel-") as folder:
@@ -100,7 +99,7 @@ def launch(
                 args = (request, config, folder, device)
                 reports = run_processes(run_rank, args, ranks, folder)
             except ChildFailedError as error:
-                raise ParallelError(first_failure(error)) from None
+                raise rank_failure(error) from None
         pictures = tuple(
             torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)
         )

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.comparable import not_refused
+from omni_parallel.demo.limits import DEFAULT_RANKS, MAX_RANKS
 from omni_parallel.demo.pipeline import MODEL
 from omni_parallel.demo.request import DemoRequest
 from omni_parallel.v1 import ModelFacts, ParallelConfig, auto_config, find_problems, validate
 from omni_parallel.v1.legal_layouts import nearest_legal
 
-MAX_RANKS = 64
-DEFAULT_RANKS = 2
 GUIDANCE_BRANCHES = 2
 """One for the prompt and one for the negative prompt."""
 

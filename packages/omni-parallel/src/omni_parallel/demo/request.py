@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.demo.limits import MAX_SIZE
 from omni_parallel.v1 import ModelFacts
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ PROMPTS = (
     "a cyan cross left of an orange ring",
 )
 """Prompts of a run that is given none."""
-
-MAX_SIZE = 512
-"""Longest side of a picture, in pixels; the model was trained on far smaller ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from omni_parallel.completion.layouts import complete_layout
+from omni_parallel.dtypes import DTYPES
 from omni_parallel.reported_command import Outcome, ReportedCommand
 
 LAUNCHERS = ("torch", "ray")
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(cls=ReportedCommand)
@@ -43,7 +43,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Pixels.  [default: the pipeline's]")
 @click.option("--frames", type=click.IntRange(1), help="Of a video.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(_DTYPES), help="[default: bfloat16; float32 on the CPU]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="[default: bfloat16; float32 on the CPU]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

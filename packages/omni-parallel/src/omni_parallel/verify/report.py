@@ -78,7 +78,8 @@ class Verified:
         found = asdict(self)
         for name in ("psnr", "largest"):
             found[name] = found[name] if math.isfinite(found[name]) else None
-        return {**found, "passed": self.passed, "speed_up": self.speed_up}
+        measured = found.pop("ranks")
+        return {**found, "ranks": len(measured), "measured": measured, "speed_up": self.speed_up}
 
     def table(self) -> Table:
         """One process and the slowest or largest of the ranks, side by side."""

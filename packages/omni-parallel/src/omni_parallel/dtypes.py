@@ -1,0 +1,3 @@
+"""Precisions of a model, by name."""
+
+DTYPES = ("float32", "bfloat16", "float16")

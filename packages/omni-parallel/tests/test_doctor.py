@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from omni_group_coordinator import GroupCoordinator
-from omni_parallel.doctor import command
+from omni_parallel.doctor import command, examination
 from omni_parallel.doctor.findings import Machine, findings
 from omni_parallel.doctor.self_test import Measured, SelfTest, measure
 from omni_parallel.v1 import PackageVersion
@@ -113,8 +113,8 @@ def test_what_is_wrong_is_said(machine, packages, test, ranks, said) -> None:
     ],
 )
 def test_the_status_says_whether_ranks_can_work(monkeypatch, test, packages, status) -> None:
-    monkeypatch.setattr(command, "_tried", lambda *_: test)
-    monkeypatch.setattr(command, "versions", lambda: packages)
+    monkeypatch.setattr(examination, "_tried", lambda *_: test)
+    monkeypatch.setattr(examination, "versions", lambda: packages)
     result = CliRunner().invoke(command.doctor, [])
     assert result.exit_code == status
     assert max(map(len, result.output.splitlines())) <= 100

@@ -129,5 +129,5 @@ def test_a_killed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:
         ranks[1].kill()
         output = process.communicate(timeout=PATIENCE_S)[0]
         assert process.returncode == 1, output
-        assert "ParallelError: rank 1 was the first to fail by signal 9" in output
+        assert "RankFailedError: rank 1 was the first to fail by signal 9" in output
         assert all_end(everyone)

@@ -146,19 +146,35 @@ def _attend_with_lse(
         return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
             query, key, value, 0.0, is_causal, attn_mask=bias, scale=scale
         )
+    if device == "cuda" and one_width:
+        return _attend_on_cuda(query, key, value, bias, is_causal, scale)
+    _log_plain_math(device)
+    return _plain_math(query, key, value, bias, is_causal, scale)
+
+
+def _attend_on_cuda(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    aten, width = torch.ops.aten, query.shape[-1]
+    scale = width**-0.5 if scale is None else scale
+    if width % 8:  # which the kernels refuse, in half precision at least
+        query, key, value = (pad(t, (0, -width % 8)) for t in (query, key, value))
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if device == "cuda" and half and one_width and bias is None and query.shape[-1] <= 256:
+    if half and bias is None and width <= 256:
         found = aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, is_causal, False, scale=scale
         )
-        return found[0], found[1]
-    if device == "cuda" and one_width:
-        found = aten._scaled_dot_product_efficient_attention(
-            query, key, value, _aligned(bias, query, key), True, 0.0, is_causal, scale=scale
-        )
-        return found[0], found[1][:, :, : query.shape[2]]  # which is padded to a multiple of 32
-    _log_plain_math(device)
-    return _plain_math(query, key, value, bias, is_causal, scale)
+        return found[0][..., :width], found[1]
+    found = aten._scaled_dot_product_efficient_attention(
+        query, key, value, _aligned(bias, query, key), True, 0.0, is_causal, scale=scale
+    )
+    # The log-sum-exp is padded to a multiple of 32.
+    return found[0][..., :width], found[1][:, :, : query.shape[2]]
 
 
 def _aligned(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
+from weakref import ref
 
 import pytest
 import torch
@@ -92,6 +94,25 @@ def offloaded():
 
 def test_shares_in_host_memory(ranks):
     assert ranks.run(offloaded, world_size=2) == [([True] * 4, [])] * 2
+
+
+def left_in_memory():
+    model, x = toy(), seeded(2, 6)
+    gc.disable()  # or it may have come by itself
+    try:
+        with sharing(2):
+            apply_hsdp_to_model(model, config())(x)
+            shares = [ref(parameter) for parameter in model.parameters()]
+            remove_hsdp(model)
+            return sum(share() is not None for share in shares), len(shares)
+    finally:
+        gc.enable()
+
+
+def test_shares_are_freed_when_the_whole_model_is_given_back(ranks):
+    for left, shares in ranks.run(left_in_memory, world_size=2):
+        assert shares > 0
+        assert left == 0
 
 
 def built_in_inference_mode():

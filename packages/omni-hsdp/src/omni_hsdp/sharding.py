@@ -6,6 +6,7 @@ shards, not where it is imported: a program that may shard does not wait for wha
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,3 +152,4 @@ def unshard(record: ShardedModel) -> None:
         if held.requires_grad is not requires_grad and not held.is_inference():
             held.requires_grad_(requires_grad)
     record.ranks.close()
+    gc.collect()  # torch's records refer to each other, and hold the shares

@@ -24,6 +24,7 @@ from toy_denoisers import (
 )
 from toy_results import seeded, text_of
 
+from omni_cfgp.failure_marks import FailureMarks
 from omni_group_coordinator import ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
 from omni_parallel_state.denoising.waiting import resolve_all
@@ -82,6 +83,33 @@ def test_a_row_that_raises_ends_the_request_on_all(ranks: Any) -> None:
         assert found[0] == OWN
         error = OWN if me else other
         assert found[1:] == [error, error, "none", error, "none"]
+
+
+def heard_at_the_end(bad: int) -> list[str]:
+    """On a device, other ranks hear of a failure in the next step, or at the end of the request."""
+    prompts = prompts_of(2)
+    expected = Pipeline(Toy())(prompts, latents=LATENTS).sample
+    pipeline = Branches(Failing(), None)
+    found = []
+    with pytest.MonkeyPatch.context() as patch, divide(pipeline, 2):
+        patch.setattr(FailureMarks, "failed_at_once", lambda _: [])
+        for step in (None, bad, None, bad, None):
+            pipeline.own = fails_in_step(step, 1)
+            pipeline.memory.clear()
+            try:
+                close(pipeline(prompts, latents=LATENTS).sample, expected)
+                found.append("none")
+            except Exception as error:
+                found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_failure_that_is_heard_later_leaves_later_requests_alone(ranks: Any, step: int) -> None:
+    for rank, found in enumerate(ranks.run(heard_at_the_end, step, world_size=2)):
+        assert found[::2] == ["none"] * 3
+        for text in found[1::2]:
+            assert text == OWN if rank == 1 else "out of toys" in text
 
 
 def broken_off() -> None:

@@ -305,7 +305,11 @@ class Rounds:
         """End a request: have every result arrive, and raise what a rank has met in the last."""
         self.flush()
         self._in_request, self._last_sample = False, None
-        self._exchange.settle()
+        try:
+            self._exchange.settle()
+        except BaseException:
+            self._compared.clear()  # as on the rank that failed, whose flush raised
+            raise
 
     def _tell(self, text: str) -> None:
         if text not in self._told:

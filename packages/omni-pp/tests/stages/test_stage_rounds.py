@@ -10,6 +10,7 @@ import torch
 from toy_stages import ToyPipeline, ToyTransformer, alone, close, guided, request, stages
 
 from omni_group_coordinator import record_traffic
+from omni_pp.stages.stage_link import StageLink
 from rank_harness import RankPool
 
 
@@ -40,6 +41,32 @@ def test_any_number_of_stages(ranks: RankPool, world: int, virtual: int, doubled
     if virtual > 1:
         chunk = 6 // (world * virtual)
         assert held[0][: 2 * chunk : chunk] == [0, world * chunk]
+
+
+@torch.no_grad()
+def receives_and_runs() -> list[str]:
+    """What the second stage does, in order: starts to receive a piece, and runs its first block."""
+    pipeline, seen, expect = ToyPipeline(), [], StageLink.expect
+
+    def noting(link: StageLink, stream: str, src: int, *, reuse: bool) -> Any:
+        if "chunk" in stream:
+            seen.append("receive")
+        return expect(link, stream, src, reuse=reuse)
+
+    with stages(pipeline, 2), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageLink, "expect", noting)
+        block = next(pipeline.transformer.blocks.children())
+        block.register_forward_pre_hook(lambda *_: seen.append("run"))
+        pipeline(**guided(doubled=True, rows=2))
+    return seen
+
+
+def test_the_next_piece_is_received_meanwhile_once_a_chunk_has_run(ranks: RankPool) -> None:
+    """A device that loads a kernel waits for a receive, and so for a stage that may wait for it."""
+    _, seen = ranks.run(receives_and_runs, world_size=2)
+    whole_and_first_piece = ["receive", "run"] * 2
+    assert seen[:4] == whole_and_first_piece
+    assert seen[-4:] == ["receive", "receive", "run", "run"]
 
 
 @torch.no_grad()

@@ -74,6 +74,7 @@ class StagedDenoiser:
         self._call = call
         self._group = group
         self._link = link
+        self._has_run: set[str] = set()
         self.parameters = tuple(inspect.signature(partition.model.forward).parameters)
 
     def parameter(self, index: int) -> str:
@@ -101,13 +102,14 @@ class StagedDenoiser:
             piece.incoming = self._link.expect(stream, self._group.group_prev_rank, reuse=True)
 
     def expect_early(self, piece: Piece, level: int) -> None:
-        """As `expect`, for the piece after the one to be run; not the first of its stream.
+        """As `expect`, for the piece after the one to be run; not before a chunk has run once.
 
-        For to hear of a stream's structure means to wait for the stage before, which may wait
-        for what is to be run here.
+        To hear of a stream's structure means to wait for the stage before, which may wait for
+        what is to be run here. And a device loads a kernel at its first use, for which it waits
+        for what it is about, such as a receive: it would wait for the stage before all the same.
         """
         stream = f"{piece.stream} chunk {self.partition.chunks[level].index}"
-        if self._link.is_known(stream, self._group.group_prev_rank):
+        if stream in self._has_run:
             self.expect(piece, level)
 
     def _expect_next(self, piece: Piece, level: int) -> None:
@@ -153,6 +155,7 @@ class StagedDenoiser:
                 None if chunk.is_first else receive,
                 None if chunk.is_last else send,
             )
+            self._has_run.add(f"{piece.stream} chunk {chunk.index}")
             if chunk.is_last:
                 self._hand_out(piece, result, arrival)
         except Exception as error:

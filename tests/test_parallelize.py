@@ -172,16 +172,26 @@ def test_only_what_nobody_places_is_moved() -> None:
     assert offloaded.weight.device.type == "cpu"
 
 
-def test_ranks_on_one_accelerator_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_on_the_accelerator_of_another_rank_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = torch.nn.Linear(2, 2)
     elsewhere = SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr(module, "parameters", lambda: iter([elsewhere]))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ParallelConfigError, match=r"Linear is on cuda:0, but this is local rank 1"):
-        application._check_place(module)
+    said = r"Linear is on cuda:0, but this is local rank 1; .* or put it on cuda:1"
+    with pytest.raises(ParallelConfigError, match=said):
+        application._check_place(module, None)
+    application._check_place(module, "cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    application._check_place(module)
+    application._check_place(module, None)
+    # Where each process sees one device, that one is its own.
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    application._check_place(module, None)
 
 
 class OfAThirdParty:

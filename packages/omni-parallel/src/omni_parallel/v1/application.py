@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
+from omni_group_coordinator.utils import get_local_device
 from omni_parallel.v1.legal_layouts import auto_config
 from omni_parallel.v1.model_facts import ModelFacts
 from omni_parallel.v1.parallel_config import ParallelConfig
@@ -100,7 +101,7 @@ def parallelize(
     asked = os.environ.get(LAYOUT_VARIABLE, "auto") if config is None else config
     chosen = auto_config(world_size, facts) if asked == "auto" else ParallelConfig.of(asked)
     validate(chosen, world_size, facts)
-    _check_place(target)
+    _check_place(target, device if state is None else state.device)
     strategies = {name: load_strategy(name) for name in chosen.strategies()}
     options = {name: chosen.options_of(name) for name in strategies}
     check_options(strategies, options)
@@ -170,19 +171,20 @@ def _modules(target: Any) -> list[nn.Module]:
     return [module for module in found.values() if isinstance(module, nn.Module)]
 
 
-def _check_place(target: Any) -> None:
-    """Refuse a pipeline that several ranks of one host have put on the same accelerator."""
+def _check_place(target: Any, device: torch.device | str | None) -> None:
+    """Refuse a pipeline that is on the accelerator of another rank of its host."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or not torch.accelerator.is_available():
         return
+    own = get_local_device(int(local)) if device is None else torch.device(device)
     for module in _modules(target):
         for tensor in module.parameters():
             place = tensor.device
-            if place.type not in ("cpu", "meta") and place.index not in (None, int(local)):
+            elsewhere = None not in (own.index, place.index) and place.index != own.index
+            if place.type not in ("cpu", "meta") and elsewhere:
                 msg = (
                     f"{type(module).__name__} is on {place}, but this is local rank {local}; "
-                    f"leave the pipeline on the CPU, which parallelize moves, or put it on "
-                    f"{place.type}:{local}"
+                    f"leave the pipeline on the CPU, which parallelize moves, or put it on {own}"
                 )
                 raise ParallelConfigError(msg)
             break

@@ -149,7 +149,7 @@ def decoded(vae: Any, latent: Tensor) -> Tensor:
     if "num_frames" in inspect.signature(vae.decode).parameters:
         arguments["num_frames"] = latent.shape[0]
     if getattr(vae.config, "timestep_conditioning", False):
-        arguments["temb"] = torch.full((latent.shape[0],), TIMESTEP)
+        arguments["temb"] = torch.full((latent.shape[0],), TIMESTEP, device=latent.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         result: Tensor = vae.decode(latent, **arguments).sample

@@ -26,6 +26,7 @@ from omni_parallel.cli import main
 main()
 """
 PATIENCE_S = 60.0
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

@@ -123,6 +123,7 @@ def pixels(path: Path) -> torch.Tensor:
         ).short()
 
 
+@pytest.mark.slow
 def test_ray_makes_the_image_of_one_process(tmp_path: Path) -> None:
     outs = tmp_path / "ray.png", tmp_path / "alone.png"
     ways = (["--launcher", "ray", "--layout", "ulysses=2,vae_patch=2"], ["--nproc", "1"])
@@ -214,6 +215,7 @@ def address(tmp_path: Path) -> Iterator[str]:
             each.kill()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_there_is_used_and_stays(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def pixels(path: str) -> torch.Tensor:
         ).short()
 
 
+@pytest.mark.slow
 def test_two_hosts_make_the_image_of_one_process(hosts: tuple[int, int], tmp_path: Path) -> None:
     meet = ["--nnodes", "2", "--rdzv-endpoint", f"{ADDRESSES[0]}:29411"]
     outs = [str(tmp_path / name) for name in ("first.png", "second.png", "alone.png")]

@@ -1,34 +1,40 @@
-"""Builds every wheel, looks inside, installs each one alone and imports it.
+"""Builds every wheel, looks inside, installs each one alone, imports it, and runs it on two ranks.
 
-``hatch run wheels``; with ``--tests`` each package's tests run too. A trial's virtual environment
-borrows from this one exactly the third-party packages that the wheel declares, and takes the
-packages of this repository from the fresh wheels only. An undeclared dependency, which the shared
-development environment hides, fails here.
+``hatch run wheels``; with ``--tests`` each package's tests run too. The umbrella is tried beside
+every strategy, beside some, and beside none. ``--write`` brings the table in docs/packages.md up to
+date, ``--check`` fails where it is not.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
-import venv
-import zipfile
-from collections.abc import Iterable, Sequence
-from email.parser import HeaderParser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from packaging.requirements import Requirement
 
-from installed import closure, top_level_paths
-from members import ROOT, Package, Packages, dependencies, read_packages
+import packages_guide
+from import_times import import_time, too_slow
+from installed import closure
+from members import ROOT, Package, Packages, dependencies, read_packages, read_toml
+from packages_guide import Measured
+from umbrella_subsets import SCRIPTS, STRATEGIES, SUBSETS, try_subset
+from wheels import (
+    Environment,
+    build,
+    declared,
+    environment,
+    missing_from,
+    run,
+    third_party,
+    wheel_of,
+)
 
 # What every package's tests may use, beside what the package itself declares.
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy", "psutil", "cloudpickle")
-
-# Files that a package must not lose on the way into its wheel, beside py.typed and LICENSE.
-DATA = {"omni-parallel": ("omni_parallel/demo/model/",)}
 
 # Imports the package and every module in it, then compares which of our packages are there.
 PROBE = """
@@ -43,115 +49,110 @@ sys.exit(0 if there == expected else f"installed with {name}: {there}; expected 
 """
 
 
-def build(packages: Iterable[Package], folder: Path) -> None:
-    """Build the packages' wheels into ``folder``, each in an isolated environment."""
-    sources = [str(package.folder) for package in packages]
-    _run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), *sources])
-
-
-def wheel_of(package: Package, folder: Path) -> Path:
-    """Return the package's wheel in ``folder``."""
-    return next(folder.glob(f"{package.import_name}-{package.version}-*.whl"))
-
-
-def missing_from(wheel: Path, package: Package) -> list[str]:
-    """Name what the wheel should hold and does not."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-    info = f"{package.import_name}-{package.version}.dist-info"
-    wanted = [f"{package.import_name}/py.typed", f"{info}/licenses/LICENSE"]
-    wanted += DATA.get(package.name, ())
-    return [path for path in wanted if not any(name.startswith(path) for name in names)]
-
-
-def declared(wheel: Path) -> list[str]:
-    """Return the requirements in the wheel's metadata, extras left out."""
-    with zipfile.ZipFile(wheel) as archive:
-        path = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        headers = HeaderParser().parsestr(archive.read(path).decode())
-    texts = headers.get_all("Requires-Dist") or []
-    return [text for text in texts if "extra ==" not in text]
-
-
-def lend(names: Iterable[str], folder: Path) -> None:
-    """Link installed distributions into ``folder``, and nothing else of this environment."""
-    folder.mkdir()
-    for name in names:
-        for path in top_level_paths(name):
-            (folder / path.name).symlink_to(path)
-
-
-def third_party(wheels: Iterable[Path], packages: Packages) -> set[str]:
-    """Return what the wheels declare and this repository does not make, directly or not."""
-    texts = [text for wheel in wheels for text in declared(wheel)]
-    return closure(text for text in texts if Requirement(text).name not in packages)
-
-
-def trial(package: Package, packages: Packages, wheels: Path, *, tests: bool) -> None:
-    """Install one wheel into a fresh virtual environment, import it, perhaps run its tests."""
+def trial(package: Package, packages: Packages, wheels: Path, *, tests: bool) -> Measured:
+    """Install one wheel into a fresh environment, import it, run it, perhaps run its tests."""
     members = sorted({package.name, *dependencies(packages, package.name)})
     own = [wheel_of(packages[name], wheels) for name in members]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        lend(third_party(own, packages), folder / "declared")
-        lines = [str(folder / "declared")]
-        python = _environment(folder / "venv", lines)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
-        _run([*pip, "--no-index", "--find-links", str(wheels), package.name])
+    with environment(own, packages) as made:
+        made.install(wheels, package.name)
         ours = ",".join(other.import_name for other in packages.values())
         expected = ",".join(packages[name].import_name for name in members)
-        _run([str(python), "-I", "-c", PROBE, package.import_name, ours, expected], folder)
+        made.execute("-c", PROBE, package.import_name, ours, expected)
+        if package.name in STRATEGIES:
+            made.execute_on_ranks(SCRIPTS / "run_strategy.py", package.import_name)
+        seconds = _timed(made, package)
         if tests:
-            tools = closure(TEST_TOOLS) - third_party(own, packages)
-            lend(tools, folder / "tools")
-            lines += [str(folder / "tools"), str(ROOT / "tools" / "rank-harness" / "src")]
-            python = _environment(folder / "venv", lines)
-            _run_tests(python, package)
+            _run_tests(made, package, own, packages)
+    wheel = wheel_of(package, wheels)
+    project = read_toml(package.folder / "pyproject.toml")["project"]
+    return Measured(
+        name=package.name,
+        size=wheel.stat().st_size,
+        needs=tuple(Requirement(text).name for text in declared(wheel)),
+        extras=tuple(project.get("optional-dependencies", {})),
+        seconds=seconds,
+    )
 
 
-def _environment(folder: Path, paths: Sequence[str]) -> Path:
-    """Make a virtual environment, if there is none, that also looks for packages in ``paths``."""
-    if not folder.exists():
-        venv.create(folder, with_pip=False)
-    site = next(folder.glob("lib/python*/site-packages"))
-    (site / "borrowed.pth").write_text("\n".join(paths))
-    return folder / "bin" / "python"
+def _timed(made: Environment, package: Package) -> float:
+    # Importing the umbrella brings nothing; its API is what a program waits for.
+    name = "omni_parallel.v1" if package.name == "omni-parallel" else package.import_name
+    seconds = import_time(made.execute, name)
+    complaint = too_slow(name, seconds)
+    if complaint is not None:
+        raise click.ClickException(complaint)
+    return seconds
 
 
-def _run_tests(python: Path, package: Package) -> None:
+def _run_tests(
+    made: Environment, package: Package, own: Sequence[Path], packages: Packages
+) -> None:
+    made.borrow(closure(TEST_TOOLS) - third_party(own, packages), "tools")
+    made.look_in(ROOT / "tools" / "rank-harness" / "src")
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "rank_harness.plugin"]
-    folder = package.folder / "tests"
-    _run([str(python), "-m", "pytest", *options, "-c", str(ROOT / "pyproject.toml"), str(folder)])
+    settings = ["-c", str(ROOT / "pyproject.toml"), str(package.folder / "tests")]
+    run([str(made.python), "-m", "pytest", *options, *settings], timeout=7200)
 
 
-def _run(command: Sequence[str], folder: Path = ROOT) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        msg = f"{' '.join(command[:6])} ...\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Say how long something took, when it went well."""
+    start = time.perf_counter()
+    yield
+    click.echo(f"ok  {name:<36}{time.perf_counter() - start:5.1f} s")
+
+
+def _look_inside(packages: Packages, names: Sequence[str], wheels: Path) -> None:
+    for name in names:
+        missing = missing_from(wheel_of(packages[name], wheels), packages[name])
+        if missing:
+            msg = f"the wheel of {name} lacks {', '.join(missing)}"
+            raise click.ClickException(msg)
+
+
+def _compare(measured: Sequence[Measured], *, write: bool) -> None:
+    text = packages_guide.GUIDE.read_text(encoding="utf-8")
+    page = packages_guide.GUIDE.relative_to(ROOT)
+    if write:
+        packages_guide.GUIDE.write_text(packages_guide.updated(text, measured), encoding="utf-8")
+        click.echo(f"wrote {page}")
+        return
+    complaints = packages_guide.stale(text, measured)
+    if complaints:
+        msg = f"{page} is stale: {'; '.join(complaints)}; run `hatch run wheels --write`"
         raise click.ClickException(msg)
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[PACKAGE]...")
 @click.option("--tests", is_flag=True, help="Run each package's tests on its wheel too.")
-def main(names: Sequence[str], *, tests: bool) -> None:
+@click.option("--write", is_flag=True, help="Write the table in docs/packages.md.")
+@click.option("--check", is_flag=True, help="Fail when the table in docs/packages.md is stale.")
+def main(names: Sequence[str], *, tests: bool, write: bool, check: bool) -> None:
     """Build the wheels and try each one (or each PACKAGE) alone."""
     packages = read_packages()
     unknown = sorted(set(names) - set(packages))
     if unknown:
         msg = f"no package {', '.join(unknown)}; there are {', '.join(packages)}"
         raise click.ClickException(msg)
+    if names and (write or check):
+        msg = "the table has all packages: --write and --check go without names"
+        raise click.UsageError(msg)
+    chosen = names or tuple(packages)
     with tempfile.TemporaryDirectory() as temporary:
-        wheels = Path(temporary)
-        build(packages.values(), wheels)
-        for name in names or packages:
-            start = time.perf_counter()
-            missing = missing_from(wheel_of(packages[name], wheels), packages[name])
-            if missing:
-                msg = f"the wheel of {name} lacks {', '.join(missing)}"
-                raise click.ClickException(msg)
-            trial(packages[name], packages, wheels, tests=tests)
-            click.echo(f"ok  {name:<24}{time.perf_counter() - start:5.1f} s")
+        wheels, measured = Path(temporary), []
+        with _step("built"):
+            build(packages.values(), wheels)
+        _look_inside(packages, chosen, wheels)
+        for name in chosen:
+            with _step(name):
+                measured.append(trial(packages[name], packages, wheels, tests=tests))
+        click.echo(packages_guide.table(measured))
+        if write or check:
+            _compare(measured, write=write)
+        for title, present in SUBSETS.items() if "omni-parallel" in chosen else ():
+            with _step(f"omni-parallel with {title}"):
+                try_subset(present, packages, wheels)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ CROSS_PACKAGE_JOBS = {
     ),
     "tests": ("test tests tools",),
     "coverage": ("coverage",),
-    "wheels": ("wheels",),
+    "wheels": ("wheels --check",),
 }
 
 

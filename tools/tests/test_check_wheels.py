@@ -1,64 +1,94 @@
-"""What a wheel lacks, and what it needs without saying so, is found before it is published."""
+"""What the command refuses, and what it says of the table of packages."""
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 import check_wheels
-from installed import closure, top_level_paths
-from members import Package, read_packages
+import packages_guide
+from import_times import import_time, too_slow
+from members import read_packages
+from packages_guide import END, START, Measured, stale, updated
 
-
-@pytest.fixture
-def package() -> Package:
-    return read_packages()["omni-sp"]
-
-
-def write_wheel(folder: Path, package: Package, files: dict[str, str]) -> Path:
-    wheel = folder / f"{package.import_name}-{package.version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return wheel
-
-
-def test_missing_files_are_named(tmp_path: Path, package: Package):
-    info = f"omni_sp-{package.version}.dist-info"
-    wheel = write_wheel(tmp_path, package, {"omni_sp/__init__.py": "", f"{info}/METADATA": ""})
-    expected = ["omni_sp/py.typed", f"{info}/licenses/LICENSE"]
-    assert check_wheels.missing_from(wheel, package) == expected
-
-
-def test_a_complete_wheel_lacks_nothing(tmp_path: Path, package: Package):
-    info = f"omni_sp-{package.version}.dist-info"
-    files = {"omni_sp/py.typed": "", f"{info}/licenses/LICENSE": "Apache"}
-    assert check_wheels.missing_from(write_wheel(tmp_path, package, files), package) == []
-
-
-def test_an_extra_is_not_a_requirement(tmp_path: Path, package: Package):
-    metadata = "Name: omni-sp\nRequires-Dist: torch>=2.13\nRequires-Dist: x>=1; extra == 'y'\n\n"
-    files = {f"omni_sp-{package.version}.dist-info/METADATA": metadata}
-    assert check_wheels.declared(write_wheel(tmp_path, package, files)) == ["torch>=2.13"]
-
-
-def test_a_requirement_brings_its_own_and_no_more():
-    brought = closure(["pytest>=9"])
-    assert {"pytest", "pluggy", "iniconfig"} <= brought
-    assert not {"torch", "numpy"} & brought
-
-
-def test_only_the_files_of_a_distribution_are_lent(tmp_path: Path):
-    check_wheels.lend(["iniconfig"], tmp_path / "lent")
-    lent = {path.name.partition("-")[0] for path in (tmp_path / "lent").iterdir()}
-    assert lent == {"iniconfig"}
-    assert all(path.exists() for path in top_level_paths("pluggy"))
+SP = Measured("omni-sp", 81_400, ("omni-parallel-state", "torch"), (), 0.0312)
+HSDP = Measured("omni-hsdp", 52_000, ("torch",), ("safetensors",), 0.029)
+PAGE = updated(f"before\n{START}\nold\n{END}\nafter\n", [SP, HSDP])
 
 
 def test_an_unknown_package_is_answered_with_the_legal_names():
     result = CliRunner().invoke(check_wheels.main, ["omni-spp"])
     assert result.exit_code == 1
     assert "no package omni-spp; there are omni-cfgp, " in result.output
+
+
+@pytest.mark.parametrize("option", ["--write", "--check"])
+def test_the_table_is_of_all_packages(option: str):
+    result = CliRunner().invoke(check_wheels.main, ["omni-sp", option])
+    assert result.exit_code == 2
+    assert "--write and --check go without names" in result.output
+
+
+def test_the_table_says_what_each_package_is():
+    assert (
+        f"""before
+{START}
+| package | wheel | needs | extras | import |
+|---|--:|---|---|--:|
+| `omni-sp` | 81 kB | torch, omni-parallel-state | none | 31 ms |
+| `omni-hsdp` | 52 kB | torch | `safetensors` | 29 ms |
+{END}
+after
+"""
+        == PAGE
+    )
+
+
+def test_a_table_of_now_is_not_stale():
+    assert stale(PAGE, [SP, HSDP]) == []
+
+
+@pytest.mark.parametrize("size", [76_000, 88_000])
+def test_a_wheel_may_grow_a_little(size: int):
+    assert stale(PAGE, [replace(SP, size=size, seconds=0.04), HSDP]) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (replace(SP, size=120_000), "the wheel of omni-sp has 120 kB, not 81 kB"),
+        (replace(SP, needs=("torch",)), "omni-sp needs torch; extras: none"),
+        (replace(SP, extras=("flash",)), "extras: `flash`"),
+        (replace(SP, name="omni-sq"), "omni-sq is not in the table"),
+    ],
+)
+def test_what_changed_is_named(now: Measured, said: str):
+    assert said in "; ".join(stale(PAGE, [now, HSDP]))
+
+
+def test_a_package_that_is_gone_is_named():
+    assert stale(PAGE, [SP]) == ["omni-hsdp is no package"]
+
+
+def test_the_page_names_every_package():
+    text = packages_guide.GUIDE.read_text(encoding="utf-8")
+    assert [name for name in read_packages() if f"\n| `{name}` | " not in text] == []
+
+
+def replies(*numbers: float) -> Callable[..., str]:
+    waiting = iter(numbers)
+    return lambda *arguments: f"{next(waiting)}\n"
+
+
+def test_the_time_of_an_import_is_the_median_without_the_first():
+    assert import_time(replies(9.0, 0.03, 0.05, 0.01), "omni_sp", repeats=3) == 0.03
+
+
+def test_an_import_over_the_limit_is_named_with_the_way_to_find_out():
+    assert too_slow("omni_sp", 0.050) is None
+    text = too_slow("omni_sp", 0.0721)
+    assert text is not None
+    assert text.startswith("importing omni_sp takes 72 ms beyond torch; legal: 50. `python -X imp")

@@ -16,7 +16,8 @@ WIDTH: Final = 100
 DASH: Final = "-"
 CANNOT: Final = "cannot"
 _NOTE: Final = 240
-_UNDISTURBED: Final = 0.95
+UNDISTURBED: Final = 0.95
+"""Share of a core from which on other work on the machine counts as none."""
 
 Tables = Callable[[CaseResult], Iterable[RenderableType]]
 """Makes the tables of a case, and what follows them."""
@@ -55,7 +56,7 @@ def parts(report: Report, tables: Tables = case_parts) -> Iterator[RenderableTyp
 
 def disturbance(case: CaseResult) -> Iterator[RenderableType]:
     """Says so if other work on the machine took time from the ranks."""
-    if case.core_share < _UNDISTURBED:
+    if case.core_share < UNDISTURBED:
         yield Text(
             f"  disturbed: other work left each rank {case.core_share:.0%} of its core",
             style="red",

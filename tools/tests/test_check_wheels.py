@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -92,3 +95,20 @@ def test_an_import_over_the_limit_is_named_with_the_way_to_find_out():
     text = too_slow("omni_sp", 0.0721)
     assert text is not None
     assert text.startswith("importing omni_sp takes 72 ms beyond torch; legal: 50. `python -X imp")
+
+
+@pytest.mark.parametrize(
+    ("times", "found"), [([0.03], 0.03), ([0.07, 0.04], 0.04), ([0.07, 0.06], None)]
+)
+def test_an_import_is_slow_if_it_is_so_twice(
+    monkeypatch: pytest.MonkeyPatch, times: list[float], found: float | None
+):
+    waiting = iter(times)
+    monkeypatch.setattr(check_wheels, "import_time", lambda *_: next(waiting))
+    measure = partial(check_wheels.timed, SimpleNamespace(execute=None))
+    if found is None:
+        with pytest.raises(click.ClickException, match=r"importing omni_sp takes 60 ms"):
+            measure(read_packages()["omni-sp"])
+    else:
+        assert measure(read_packages()["omni-sp"]) == found
+    assert list(waiting) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -147,6 +146,8 @@ def _ratio_of(module: nn.Upsample, side: int) -> Ratio | None:
     """Of a factor, along a side; ``None`` if it is none of small numbers, or not given."""
     if module.scale_factor is None:
         return None
+    from fractions import Fraction  # brings decimal, whose import is a tenth of this package's
+
     factor = float(_of_side(module.scale_factor, side))
     found = Fraction(factor).limit_denominator(_FINEST)
     if not found or abs(float(found) - factor) > 1e-9 * factor:

@@ -22,7 +22,7 @@ from omni_parallel.v1 import ParallelConfig
 from omni_parallel.v1.parallel_config import VaeMode, degree_names
 from omni_parallel.verify.report import TOLERANCE
 
-FAST = ("demo", "generate", "run", "verify", "doctor", "completion")
+FAST = ("demo", "generate", "run", "plan", "verify", "doctor", "completion")
 """Commands whose options can be listed without torch."""
 PROBE = """
 import sys

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("omni_parallel.demo.command", "Draw pictures on one process and on several ranks."),
     "generate": ("omni_parallel.generate.command", "Generate images or videos on several ranks."),
     "run": ("omni_parallel.run.command", "Run a script on several ranks, as torchrun does."),
+    "plan": ("omni_parallel.plan.command", "Predict what each layout needs, before any runs."),
     "verify": ("omni_parallel.verify.command", "Compare a layout with one process."),
     "doctor": ("omni_parallel.doctor.command", "Try collectives, and name what is wrong."),
     "completion": ("omni_parallel.completion.command", "Print a script that completes commands."),

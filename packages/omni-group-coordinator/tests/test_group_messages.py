@@ -15,7 +15,9 @@ from omni_group_coordinator import (
     ParallelConfigError,
     ParallelError,
     RankMismatchError,
+    RingComm,
     TensorSpec,
+    halo_exchange,
     record_traffic,
 )
 from omni_group_coordinator.checked_group import PendingWork, wait_all
@@ -46,6 +48,27 @@ def test_a_tensor_goes_to_the_next_rank_and_comes_from_the_previous_one(
     ranks: RankPool, world_size: int
 ):
     ranks.run(pass_round, world_size=world_size)
+
+
+def off_the_host() -> list[str]:
+    """What gloo says of messages of tensors that are not in the memory of the host."""
+    group = everyone()
+    tensor = torch.empty(3, 4, device="meta")
+    ring = RingComm(group)
+    ring.send_recv(tensor)
+    calls = (
+        lambda: group.send(tensor, 1 - group.rank_in_group),
+        lambda: halo_exchange(tensor, 0, 1, 1, group),
+        ring.commit,
+    )
+    return [raised(call, ParallelConfigError) for call in calls]
+
+
+def test_messages_of_a_device_are_refused_on_gloo(ranks: RankPool):
+    for found in ranks.run(off_the_host, world_size=2):
+        for text in found:
+            assert "group 'all' is of gloo, which moves meta tensors in collectives but" in text
+            assert "make the group with the backend for meta" in text
 
 
 def name_the_peer() -> None:

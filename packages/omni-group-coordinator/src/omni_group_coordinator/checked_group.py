@@ -306,7 +306,7 @@ class CheckedGroup:
             tag: Messages of another tag are another stream, on backends that know tags (gloo).
         """
         payload = transportable(tensor)
-        group = self._group_for(payload)
+        group = self._group_for_message(payload)
         count(operation, byte_count(payload))
         work = self.run(operation, lambda: dist.isend(payload, group_dst=dst, group=group, tag=tag))
         return PendingWork(self, f"{operation} to group rank {dst}", work, (payload, tensor))
@@ -316,7 +316,7 @@ class CheckedGroup:
     ) -> PendingWork:
         """Post a receive into a contiguous tensor; arguments as of `isend`."""
         payload = transportable(tensor)
-        group = self._group_for(payload)
+        group = self._group_for_message(payload)
         work = self.run(operation, lambda: dist.irecv(payload, group_src=src, group=group, tag=tag))
         return PendingWork(self, f"{operation} from group rank {src}", work, (payload, tensor))
 
@@ -342,7 +342,7 @@ class CheckedGroup:
         return [PendingWork(self, operation, work, keep) for work in works]
 
     def _op(self, post: Callable[..., Work | None], tensor: Tensor, peer: int) -> dist.P2POp:
-        return dist.P2POp(post, tensor, group=self._group_for(tensor), group_peer=peer)
+        return dist.P2POp(post, tensor, group=self._group_for_message(tensor), group_peer=peer)
 
     def gathers_slowly(self, tensor: Tensor) -> bool:
         """Whether the tensor goes over gloo, whose all_gather is slower than its all_to_all."""
@@ -354,6 +354,18 @@ class CheckedGroup:
     def _group_for(self, tensor: Tensor) -> ProcessGroup:
         # A device's backend (nccl) cannot move CPU tensors, so they take the group beside it.
         return self.cpu_group if tensor.device.type == "cpu" else self.group
+
+    def _group_for_message(self, tensor: Tensor) -> ProcessGroup:
+        group = self._group_for(tensor)
+        if tensor.device.type != "cpu" and self._is_gloo(group):
+            kind = tensor.device.type  # gloo would read its address as one of the host
+            msg = (
+                f"group {self.name!r} is of gloo, which moves {kind} tensors in collectives but "
+                f"not in messages, as of a ring, a halo or stages; make the group with the backend "
+                f"for {kind}, or leave backend= out"
+            )
+            raise ParallelConfigError(msg)
+        return group
 
 
 def _backend(group: ProcessGroup) -> str:

@@ -120,9 +120,9 @@ def test_every_known_class_is_called_and_its_blocks_are_found(name: str) -> None
     blocks = blocks_of(model, kind)
     found = record(model, lambda: model(**kind.inputs(model.config, size)), blocks)
     assert found.output_bytes > 0
-    assert len(found.blocks) == sum(given.values())
+    assert len(found.blocks) == (sum(given.values()) or 8)  # a UNet: four down, four up
     assert all(block.matmul_flops > 0 and block.output_bytes > 0 for block in found.blocks)
-    if name != "SanaTransformer2DModel":  # whose attention is linear
+    if given and name != "SanaTransformer2DModel":  # whose attention is linear
         assert all(one.attended for one in found.blocks)
 
 

@@ -226,7 +226,7 @@ DENOISER_CLASSES: Mapping[str, DenoiserClass] = {
     "QwenImageTransformer2DModel": DenoiserClass(_qwen, _BLOCKS, patches=True),
     "SD3Transformer2DModel": DenoiserClass(_image, _BLOCKS, patches=True, more_text=77),
     "SanaTransformer2DModel": DenoiserClass(_image, _BLOCKS, spatial=32),
-    "UNet2DConditionModel": DenoiserClass(_unet),
+    "UNet2DConditionModel": DenoiserClass(_unet, ("down_blocks", "up_blocks"), stages=False),
     "WanTransformer3DModel": DenoiserClass(_video, ("blocks",), patches=True, temporal=4),
     "ZImageTransformer2DModel": DenoiserClass(_z_image, ("layers",), patches=True),
 }

@@ -123,7 +123,7 @@ def draw(docs: Path, name: str) -> None:
     results = read_results(docs, name)
     if results is None or not results["cases"]:
         return
-    cases = [drawn(case) for case in results["cases"]]
+    cases: list[CaseResult] = [drawn(case) for case in results["cases"]]
     (docs / "images").mkdir(exist_ok=True)
     plot(Report(results["benchmark"], cases), docs / "images" / f"benchmark-{name}.png")
 

@@ -61,12 +61,24 @@ class PipelineParallelConfig:
             _check_count("micro_batches", self.micro_batches, "'auto' or ")
         if isinstance(self.balance, str):
             _check_choice("balance", self.balance, (*get_args(Balance),), " or a tuple of costs")
+        else:
+            _check_all("balance", self.balance, (int, float), "numbers, 'cost' or 'count'")
+        _check_all("points", self.points, (int,), "whole numbers")
+        for name in ("block_lists", "shared_inputs", "denoisers"):
+            _check_all(name, getattr(self, name), (str,), "names")
         _check_choice("seeds", self.seeds, (*get_args(Seeds),))
 
 
 def _check_count(name: str, value: object, others: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         msg = f"{name}={value!r}; legal: {others}a whole number from 1"
+        raise ParallelConfigError(msg)
+
+
+def _check_all(name: str, value: object, kinds: tuple[type, ...], legal: str) -> None:
+    items = value if isinstance(value, tuple | list) else [None]
+    if not all(isinstance(item, kinds) and not isinstance(item, bool) for item in items):
+        msg = f"{name}={value!r}; legal: a tuple of {legal}"
         raise ParallelConfigError(msg)
 
 

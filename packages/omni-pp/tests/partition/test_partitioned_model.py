@@ -256,6 +256,14 @@ def test_one_block_in_many_places() -> None:
         ({"balance": [1.0, 2.0]}, "gives 2 costs for 5 blocks"),
         ({"balance": [1.0, -2.0, 1.0, 1.0, 1.0]}, "cost of block 1 is -2.0"),
         ({"block_lists": ["layers"]}, "no list of blocks 'layers'"),
+        ({"block_lists": "blocks"}, r"block_lists='blocks' is one name; .*\('blocks',\)"),
+        ({"stages": 2.0}, "stages=2.0; legal: 1 and more, whole numbers"),
+        ({"stages": "2"}, "stages='2'; legal: 1 and more"),
+        ({"stage": "0"}, "stage='0' of 2 stages; legal: 0 to 1"),
+        ({"points": [2.5]}, r"points=\(2.5,\) do not cut 5 blocks"),
+        ({"balance": 1.0}, "balance=1.0; legal: 'count', 'cost', or a cost for each"),
+        ({"balance": ["a"] * 5}, "legal: a number for each block, not all of them zero"),
+        ({"balance": [0.0] * 5}, "legal: a number for each block, not all of them zero"),
     ],
 )
 def test_requests_that_cannot_be_met(options: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from deepened_pipelines import build
@@ -12,7 +13,7 @@ from pipefusion_cases import arguments, fused
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_pp.pipefusion import PipeFusionConfig
-from omni_pp.pipefusion.quality import GOOD_ENOUGH, MEASURED, difference, fewest_steps
+from omni_pp.pipefusion.quality import GOOD_ENOUGH, MEASURED, difference, fewest_steps, steps_of
 from omni_pp.pipefusion.schedulers import check_scheduler
 from rank_harness import RankPool
 
@@ -191,6 +192,23 @@ def test_fewest_steps_are_those_of_the_table() -> None:
         assert not before or before[-1] < GOOD_ENOUGH
     assert fewest_steps(PipeFusionConfig(3, 1)) == fewest_steps(PipeFusionConfig(4, 1))
     assert fewest_steps(PipeFusionConfig(99, 9)) == fewest_steps(PipeFusionConfig(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"num_inference_steps": 4}, 4),
+        ({"num_inference_steps": np.int64(4)}, 4),
+        ({"num_inference_steps": 28, "sigmas": np.linspace(1, 0.1, 4)}, 4),
+        ({"num_inference_steps": 28, "timesteps": torch.arange(4)}, 4),
+        ({"num_inference_steps": 28, "timesteps": None, "sigmas": [1.0, 0.5]}, 2),
+        ({"num_inference_steps": 20, "strength": 0.2}, 4),
+        ({"num_inference_steps": 20, "strength": 1.0}, 20),
+        ({"prompt": "a fox"}, None),
+    ],
+)
+def test_steps_of_a_request(arguments: dict[str, Any], steps: int | None) -> None:
+    assert steps_of(arguments) == steps
 
 
 def test_difference_of_pictures() -> None:

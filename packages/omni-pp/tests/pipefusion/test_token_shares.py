@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipefusion_cases import STEPS, alone, arguments, distance, fused
 from stale_reference import StaleReference
 from stock_pipelines import CASES, picture
+from torch import Tensor
 
 from omni_group_coordinator import ParallelError, record_traffic
 from omni_pp.pipefusion.token_shares import share_bounds
@@ -162,3 +163,20 @@ def test_what_cannot_be_shared_is_refused(ranks: RankPool) -> None:
         assert "patches=3" in differs
         assert small.startswith("ParallelConfigError: a call of transformer has 4 image tokens")
         assert "patches=9 for 2 ranks each; legal here: 1 to 2" in small
+
+
+@torch.no_grad()
+def own_seeds(name: str, given: bool) -> Tensor:
+    """A picture of which each rank has random numbers of its own."""
+    pipeline = build(name)
+    seed = torch.distributed.get_rank()
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed) if given else None
+    with fused(pipeline, 2, shares=2):
+        return picture(pipeline(**arguments(name, pipeline, generator=generator)))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["generators", "torch's own"])
+def test_all_ranks_take_the_random_numbers_of_the_first(ranks: RankPool, given: bool) -> None:
+    first, *others = ranks.run(own_seeds, "Flux", given, world_size=4, timeout=180)
+    assert all(torch.equal(first, other) for other in others)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toy_stages import ToyPipeline, ToyTransformer, alone, guided, stages
+from toy_stages import ToyPipeline, ToyTransformer, alone, close, guided, stages
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
 from omni_parallel_state import ParallelLayout, ParallelState
@@ -27,6 +29,10 @@ from rank_harness import RankPool
         ({"micro_batches": 0}, "micro_batches=0; legal: 'auto' or a whole number from 1"),
         ({"micro_batches": "many"}, "micro_batches='many'"),
         ({"balance": "weight"}, "balance='weight'; legal: 'cost', 'count' or a tuple of costs"),
+        ({"balance": (1.0, "a")}, "balance=(1.0, 'a'); legal: a tuple of numbers, 'cost' or"),
+        ({"balance": 1.0}, "balance=1.0; legal: a tuple of numbers"),
+        ({"points": (2.5,)}, "points=(2.5,); legal: a tuple of whole numbers"),
+        ({"block_lists": "blocks"}, "block_lists='blocks'; legal: a tuple of names"),
         ({"seeds": "own"}, "seeds='own'; legal: 'broadcast', 'error'"),
     ],
 )
@@ -158,6 +164,48 @@ def apply_and_remove() -> None:
 
 def test_everything_is_given_back(ranks: RankPool) -> None:
     ranks.run(apply_and_remove)
+
+
+@torch.no_grad()
+def anew_and_beside() -> None:
+    """Other shapes over the same ranks, by a new cut and by one that is there at the same time."""
+    state = ParallelState(ParallelLayout(pp=2))
+    for text in (3, 5):
+        pipeline = ToyPipeline()
+        with apply_pipeline_parallel(pipeline, state=state):
+            close(pipeline(**guided(text=text)).sample, alone(guided(text=text)))
+    one, other = ToyPipeline(), ToyPipeline()
+    with (
+        apply_pipeline_parallel(one, state=state),
+        apply_pipeline_parallel(other, state=state),
+    ):
+        for text in (8, 3):
+            close(one(**guided(text=text)).sample, alone(guided(text=text)))
+            close(other(**guided(text=11 - text)).sample, alone(guided(text=11 - text)))
+
+
+def test_pipelines_of_other_shapes_over_the_same_ranks(ranks: RankPool) -> None:
+    ranks.run(anew_and_beside)
+
+
+@torch.no_grad()
+def leave_by_an_error() -> list[str]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("omni_pp").addHandler(handler)
+    pipeline = ToyPipeline()
+    with suppress(ZeroDivisionError), stages(pipeline, 2) as handle:
+        if handle.partitions["transformer"].stage == 0:
+            raise ZeroDivisionError(pipeline)
+    return said
+
+
+def test_an_error_that_one_rank_leaves_by_is_told_before_it_waits(ranks: RankPool) -> None:
+    first, second = ranks.run(leave_by_an_error)
+    assert len(first) == 1
+    assert first[0].startswith("stages are given back after ZeroDivisionError: ")
+    assert second == []
 
 
 @torch.no_grad()

@@ -54,6 +54,9 @@ def find_block_lists(model: nn.Module, names: Sequence[str] = ()) -> tuple[Block
     owner = _forward_owner(type(model))
     _refuse_families(model, owner)
     lists = _lists_of(model)
+    if isinstance(names, str):
+        msg = f"block_lists={names!r} is one name; legal: a sequence of them, such as ({names!r},)"
+        raise ParallelConfigError(msg)
     asked = tuple(dict.fromkeys(names))
     if len(asked) != len(names):
         msg = f"block_lists={tuple(names)} names a list twice; each can be cut once"

@@ -127,12 +127,13 @@ def refuse_other_cut(
 
 
 def _check_stages(stages: int, stage: int, virtual_stages: int) -> None:
-    for name, number in (("stages", stages), ("virtual_stages", virtual_stages)):
-        if number < 1:
-            msg = f"{name}={number}; legal: 1 and more"
+    given: tuple[tuple[str, object], ...] = (("stages", stages), ("virtual_stages", virtual_stages))
+    for name, number in given:
+        if not isinstance(number, int) or number < 1:
+            msg = f"{name}={number!r}; legal: 1 and more, whole numbers"
             raise ParallelConfigError(msg)
-    if not 0 <= stage < stages:
-        msg = f"stage={stage} of {stages} stages; legal: 0 to {stages - 1}"
+    if stage not in range(stages):
+        msg = f"stage={stage!r} of {stages} stages; legal: 0 to {stages - 1}"
         raise ParallelConfigError(msg)
 
 
@@ -189,15 +190,22 @@ def _costs(table: BlockTable, balance: Balance) -> list[float]:
             return parameter_costs([table.block(index) for index in range(count)])
         msg = f"balance={balance!r}; legal: 'count', 'cost', or a cost for each block"
         raise ParallelConfigError(msg)
+    if not isinstance(balance, Sequence):
+        msg = f"balance={balance!r}; legal: 'count', 'cost', or a cost for each block"
+        raise ParallelConfigError(msg)
     if len(balance) != count:
         msg = f"balance gives {len(balance)} costs for {count} blocks; legal: one for each"
+        raise ParallelConfigError(msg)
+    if not all(isinstance(cost, int | float) for cost in balance) or not any(balance):
+        msg = f"balance={tuple(balance)!r}; legal: a number for each block, not all of them zero"
         raise ParallelConfigError(msg)
     return [float(cost) for cost in balance]
 
 
 def _given_cut(points: Sequence[int], parts: int, count: int) -> tuple[int, ...]:
     boundaries = (0, *points, count)
-    rising = all(a < b for a, b in pairwise(boundaries))
+    whole = all(isinstance(point, int) for point in points)
+    rising = whole and all(a < b for a, b in pairwise(boundaries))
     if rising and len(points) == parts - 1:
         return boundaries
     even = cut_blocks([1.0] * count, parts)[1:-1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -108,7 +109,12 @@ def steps_of(arguments: Mapping[str, Any]) -> int | None:
         arguments: Of the pipeline's call by name, with its defaults.
     """
     for name in ("timesteps", "sigmas"):
-        if isinstance(given := arguments.get(name), Sequence):
+        if isinstance(given := arguments.get(name), Sized):  # also an array, or a tensor
             return len(given)
     steps = arguments.get("num_inference_steps")
-    return steps if isinstance(steps, int) else None
+    if not isinstance(steps, SupportsIndex):
+        return None
+    strength = arguments.get("strength")
+    if isinstance(strength, float | int) and 0 <= strength < 1:  # the first steps are left out
+        return index(steps) - int(index(steps) * (1 - strength))
+    return index(steps)

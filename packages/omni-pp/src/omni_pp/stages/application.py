@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -35,6 +37,7 @@ from omni_pp.stages.request_turns import RequestTurns
 from omni_pp.stages.stage_link import StageLink
 from omni_pp.stages.staged_denoiser import StagedDenoiser
 
+_logger = logging.getLogger("omni_pp")
 _handles: WeakKeyDictionary[Any, PipelineHandle] = WeakKeyDictionary()
 
 
@@ -103,7 +106,7 @@ def apply_stages(
             )
             raise ParallelConfigError(msg)
     config = as_cut(denoisers, state.pp, config)
-    applied = Applied(pipeline, state.pp, config, batches)
+    applied = Applied(pipeline, state.pp, state.sp, config, batches)
     if state.pp.world_size > 1:  # one rank: the identity, at no cost
         try:
             applied.apply(denoisers)
@@ -131,6 +134,7 @@ class Applied:
     Args:
         pipeline: The pipeline or the denoiser.
         group: The stages.
+        shares: The ranks of one stage.
         config: How it is cut.
         batches: What cuts calls; default: into micro-batches, as configured.
     """
@@ -139,11 +143,13 @@ class Applied:
         self,
         pipeline: Any,
         group: GroupCoordinator,
+        shares: GroupCoordinator,
         config: PipelineParallelConfig,
         batches: MicroBatches | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._group = group
+        self._shares = shares
         self._config = config
         self._undo: list[Undo] = []
         self._link = StageLink(group)
@@ -156,6 +162,7 @@ class Applied:
         there = {name: partition_of(module) for name, module in denoisers.items()}
         cuts = {name: part.boundaries for name, part in there.items() if part is not None}
         agree_on(self._group, (self._config, cuts) if cuts else self._config)
+        self._link.open()
         for name, module in denoisers.items():
             check_caches(name, module)
         for name, module in denoisers.items():
@@ -187,7 +194,9 @@ class Applied:
             _check_denoisers(weak(), denoisers)
             rounds = self.turns.rounds
             rounds.begin()
-            kwargs = agree(self._group, args, kwargs, self._config.seeds)
+            for group in (self._shares, self._group):
+                if group.world_size > 1:
+                    kwargs = agree(group, args, kwargs, self._config.seeds)
             output = below(*args, **kwargs)
             rounds.settle()
             return real(output)
@@ -221,6 +230,12 @@ class Applied:
             ParallelError: The group was destroyed meanwhile, so the weights cannot be gathered.
         """
         self.undo()
+        if self._cut_here and (error := sys.exception()) is not None:
+            _logger.error(
+                "stages are given back after %s: %s; this waits for all other ranks",
+                type(error).__name__,
+                error,
+            )
         for partition in self._cut_here:
             for owner, tensor in partition.materialize(self._group.device):
                 with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from omni_parallel_state.denoising.structure import (
 )
 
 _STATUS = "status"
+_opened: WeakKeyDictionary[GroupCoordinator, int] = WeakKeyDictionary()
 _SLOTS = 2  # one is computed on while the next arrives
 
 
@@ -34,10 +36,21 @@ class StageLink:
 
     def __init__(self, group: GroupCoordinator) -> None:
         self._group = group
+        self._name = ""
         self._sent: dict[tuple[str, int], Plain] = {}
         self._incoming: dict[tuple[str, int], _Incoming] = {}
         self._sends: list[PendingWork] = []
         self._older: list[PendingWork] = []
+
+    def open(self) -> None:
+        """Take a name for the streams that no earlier link over these ranks has; a collective.
+
+        The channels of a group stay what they were opened as, while a pipeline that is cut anew,
+        or another one, has flows of other shapes by the same names.
+        """
+        number = max(self._group.all_gather_object(_opened.get(self._group, 0))) + 1
+        _opened[self._group] = number
+        self._name = f"link {number} "
 
     def send(self, stream: str, value: Any, dst: int, status: Tensor | None = None) -> Sent:
         """Start sending a tree; its tensors must not change before `finish`.
@@ -67,7 +80,7 @@ class StageLink:
         tensors = tensors_in(value)
         named = {str(index): tensor for index, tensor in enumerate(tensors)}
         named[_STATUS] = self.status(0) if status is None else status
-        works += self._group.isend_registered(stream, named, dst)
+        works += self._group.isend_registered(self._name + stream, named, dst)
         self._sends += works
         return Sent(tensors, works)
 
@@ -102,7 +115,7 @@ class StageLink:
         """
         key = stream, src
         if key not in self._incoming:
-            self._incoming[key] = _Incoming(self._group, stream, src)
+            self._incoming[key] = _Incoming(self._group, self._name + stream, src)
         return self._incoming[key].expect(reuse=reuse)
 
     def is_known(self, stream: str, src: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omni_vae_patch.spatial.exact_vae import side_of_fast_kernels
 from omni_vae_patch.spatial.partition import HEIGHT, WIDTH, Partition, best_partition, partition
 
 lengths = st.integers(1, 200)
@@ -68,3 +70,16 @@ def test_the_best_side_leaves_the_busiest_rank_the_smallest_share(height, width,
 )
 def test_examples_of_sizes(height, width, ranks, expected):
     assert best_partition(height, width, ranks, (HEIGHT, WIDTH)) == expected
+
+
+def test_of_sides_that_divide_as_well_the_favoured_one_is_taken() -> None:
+    assert best_partition(32, 32, 2, (HEIGHT, WIDTH), favoured=WIDTH).dim == WIDTH
+    assert best_partition(64, 32, 2, (HEIGHT, WIDTH), favoured=WIDTH).dim == WIDTH
+    assert best_partition(32, 31, 2, (HEIGHT, WIDTH), favoured=WIDTH).dim == HEIGHT
+    assert best_partition(32, 32, 2, (HEIGHT,), favoured=WIDTH).dim == HEIGHT
+
+
+def test_videos_on_cpus_keep_their_height() -> None:
+    assert side_of_fast_kernels(torch.rand(1, 4, 3, 8, 8)) == WIDTH
+    assert side_of_fast_kernels(torch.rand(1, 4, 8, 8)) is None
+    assert side_of_fast_kernels(torch.rand(1, 4, 3, 8, 8, device="meta")) is None

@@ -26,7 +26,8 @@ class VaeParallelConfig:
     ``"auto"``: exact if the autoencoder can, else tiles, with a warning that says so."""
 
     dim: Dim = "auto"
-    """Which side is sharded; ``"auto"``: the one that divides better, for each size anew.
+    """Which side is sharded; ``"auto"``: the one that divides better, for each size anew; of equal
+    ones the longer, but for videos on CPUs the width, which leaves torch its fast convolutions.
     Tiles are cut along both, so with them ``"auto"`` alone."""
 
     result: Result = "all"

@@ -28,6 +28,16 @@ _NAMES = {HEIGHT: "height", WIDTH: "width"}
 _DIMS = {"auto": (HEIGHT, WIDTH), "height": (HEIGHT,), "width": (WIDTH,)}
 
 
+def side_of_fast_kernels(x: Tensor) -> int | None:
+    """The side of a video that may be cut without torch choosing a slower convolution for it.
+
+    On CPU torch's fast one takes inputs of more than 20480 elements in batch, channels, frames and
+    height, whatever their width (``ConvParams::use_mkldnn``; measured on 2.13): half of a height
+    may fall below, and then takes longer than the whole.
+    """
+    return WIDTH if x.ndim == 5 and x.device.type == "cpu" else None
+
+
 class ExactVae:
     """Puts the rules on the modules of an autoencoder, and makes its calls on shards.
 
@@ -115,7 +125,8 @@ class ExactVae:
             return None
         height, width = x.shape[-2] // scale, x.shape[-1] // scale
         ranks, least = self._group.world_size, self.geometry.least
-        partition = best_partition(height, width, ranks, dims, least)
+        favoured = side_of_fast_kernels(x)
+        partition = best_partition(height, width, ranks, dims, least, favoured=favoured)
         check_beside(args, kwargs, x, partition, method)
         return partition
 

@@ -56,11 +56,18 @@ def partition(length: int, ranks: int, dim: int, least: int = 1) -> Partition:
 
 
 def best_partition(
-    height: int, width: int, ranks: int, dims: tuple[int, ...], least: int = 1
+    height: int,
+    width: int,
+    ranks: int,
+    dims: tuple[int, ...],
+    least: int = 1,
+    *,
+    favoured: int | None = None,
 ) -> Partition:
     """The partition whose busiest rank has the smallest share of the whole.
 
-    Where both sides are as good, it is the longer one, whose halos are shorter.
+    Where both sides are as good, it is the favoured one, else the longer one, whose halos are
+    shorter.
 
     Args:
         height: Rows of the coarsest feature map.
@@ -68,7 +75,8 @@ def best_partition(
         ranks: Number of ranks.
         dims: The sides to choose from.
         least: Rows that a rank needs.
+        favoured: A side, if any.
     """
     lengths = {HEIGHT: height, WIDTH: width}
     found = [partition(lengths[dim], ranks, dim, least) for dim in dims]
-    return min(found, key=lambda one: (max(one.rows) / one.total, -one.total))
+    return min(found, key=lambda one: (max(one.rows) / one.total, one.dim != favoured, -one.total))

@@ -48,7 +48,7 @@ def plot(report: Report, path: Path) -> None:
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(report.cases)), [_label(case) for case in report.cases], fontsize=8)
     axes.set_ylabel(f"speed-up over {report.cases[0].baseline}")
-    axes.set_title(f"{report.benchmark}: medians of pairwise ratios, bars to the quartiles")
+    axes.set_title(f"{report.benchmark}:\nmedians of pairwise ratios, bars to the quartiles")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=150)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from deepened_pipelines import build
+from stale_reference import StaleReference
 from stock_pipelines import CASES, picture
 from torch import Tensor
 
@@ -51,3 +52,21 @@ def distance(found: Tensor, expected: Tensor) -> float:
     assert type(found) is Tensor
     assert found.shape == expected.shape
     return float((found.double() - expected.double()).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def strays(
+    name: str, stages: int, patches: int, *, virtual: int = 1, shares: int = 1
+) -> tuple[float, float, float]:
+    """Differences of two requests from the definition; and of the definition from the exact one."""
+    case = CASES[name]
+    reference = build(name)
+    for part in case.denoisers:
+        StaleReference(getattr(reference, part), patches, 1, case.calls_per_step)
+    expected = picture(reference(**arguments(name, reference)))
+    pipeline = build(name)
+    found = []
+    with fused(pipeline, stages, patches=patches, virtual=virtual, shares=shares):
+        for _ in range(2):
+            found.append(distance(picture(pipeline(**arguments(name, pipeline))), expected))
+    return found[0], found[1], distance(expected, alone(name))

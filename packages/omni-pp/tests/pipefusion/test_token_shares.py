@@ -10,9 +10,8 @@ import torch
 from deepened_pipelines import LISTED, build
 from hypothesis import given
 from hypothesis import strategies as st
-from pipefusion_cases import STEPS, alone, arguments, distance, fused
-from stale_reference import StaleReference
-from stock_pipelines import CASES, picture
+from pipefusion_cases import STEPS, alone, arguments, distance, fused, strays
+from stock_pipelines import picture
 from torch import Tensor
 
 from omni_group_coordinator import ParallelError, record_traffic
@@ -37,37 +36,21 @@ def test_shares_are_even_but_for_the_text(start: int, more: int, text: int, rank
         assert max(loads) - min(loads) <= 1 or lengths[0] == 1
 
 
-@torch.no_grad()
-def strays(name: str, stages: int, shares: int, patches: int) -> tuple[float, float, float]:
-    """Differences of two requests from the definition; and of the definition from the exact one."""
-    case = CASES[name]
-    reference = build(name)
-    for part in case.denoisers:
-        StaleReference(getattr(reference, part), patches, 1, case.calls_per_step)
-    expected = picture(reference(**arguments(name, reference)))
-    pipeline = build(name)
-    found = []
-    with fused(pipeline, stages, shares=shares, patches=patches):
-        for _ in range(2):
-            found.append(distance(picture(pipeline(**arguments(name, pipeline))), expected))
-    return found[0], found[1], distance(expected, alone(name))
-
-
 @pytest.mark.parametrize("name", LISTED)
 def test_shared_patches_equal_the_definition(ranks: RankPool, name: str) -> None:
-    for first, second, stale in ranks.run(strays, name, 2, 2, 2, world_size=4, timeout=180):
+    for first, second, stale in ranks.run(strays, name, 2, 2, shares=2, world_size=4, timeout=180):
         assert max(first, second) <= 1e-5
         assert stale > 1e-4, "nothing was stale, so nothing was seen"
 
 
 @pytest.mark.parametrize("name", ["Wan, a timestep for each token", "Flux Kontext"])
 def test_shared_patches_of_other_pipelines(ranks: RankPool, name: str) -> None:
-    for first, second, _ in ranks.run(strays, name, 2, 2, 3, world_size=4, timeout=180):
+    for first, second, _ in ranks.run(strays, name, 2, 3, shares=2, world_size=4, timeout=180):
         assert max(first, second) <= 1e-5
 
 
 def test_three_share_uneven_patches(ranks: RankPool) -> None:
-    for first, second, _ in ranks.run(strays, "Flux", 2, 3, 3, world_size=6, timeout=180):
+    for first, second, _ in ranks.run(strays, "Flux", 2, 3, shares=3, world_size=6, timeout=180):
         assert max(first, second) <= 1e-5
 
 

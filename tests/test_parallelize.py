@@ -152,6 +152,32 @@ def test_what_cannot_be_leaves_the_pipeline_alone(ranks):
         assert "nearest legal: cfg=2" in vae
 
 
+@torch.no_grad()
+def twice() -> list[str]:
+    stock = Stock("Wan")
+    said = []
+    with omni_parallel.parallelize(stock.pipeline, "pp=2"):
+        for target in (stock.pipeline, stock.pipeline.transformer):
+            with pytest.raises(ParallelConfigError) as caught:
+                omni_parallel.parallelize(target, "ulysses=2")
+            said.append(str(caught.value))
+    with omni_parallel.parallelize(stock.pipeline, "ulysses=2") as ready:
+        assert stock.error(ready) <= 1e-5
+    return said
+
+
+def test_a_second_layout_waits_for_the_end_of_the_first(ranks):
+    for said in ranks.run(twice, world_size=2):
+        for text in said:
+            assert "this WanTransformer3DModel is shared already, as pp=2; call remove()" in text
+
+
+@pytest.mark.parametrize("target", ["path/to/model", 3, object()])
+def test_what_holds_no_module_is_refused(target: object) -> None:
+    with pytest.raises(ParallelConfigError, match="holds no module; legal: a pipeline that was"):
+        omni_parallel.parallelize(target, "auto")
+
+
 def test_one_process_is_left_alone() -> None:
     stock = Stock("Wan")
     forward = stock.pipeline.transformer.forward

@@ -44,7 +44,7 @@ def test_all_forms_are_one_configuration(tmp_path: Path) -> None:
 def test_the_short_form_comes_back(degrees: dict[str, Any]) -> None:
     config = ParallelConfig(**degrees)
     text = str(config)
-    again = ParallelConfig() if text == "single" else ParallelConfig.parse(text)
+    again = ParallelConfig.parse(text)
     assert {**again.to_dict(), "dp": again.dp or 1} == {**config.to_dict(), "dp": degrees["dp"]}
 
 
@@ -135,7 +135,10 @@ def test_explain_says_what_each_rank_does() -> None:
         "  rank 2: guidance branches, share 2 of 2; tokens, share 1 of 2; autoencoder, share 3 of 4"
     )
     assert "approximates" in lines[-1]
-    assert explain(ParallelConfig()).splitlines()[1] == "  rank 0: everything"
+    assert explain("single").splitlines()[1] == "  rank 0: everything"
+    assert explain("cfg=2") == explain({"cfg": 2}) == explain(ParallelConfig(cfg=2))
+    with pytest.raises(ParallelConfigError, match="pp=2 and pipefusion=2: both cut"):
+        explain("pp=2,pipefusion=2")
     assert "rank 1: replica 2 of 2" in explain(ParallelConfig(dp=2))
     assert "replica" not in explain(ParallelConfig(hsdp=2))
     assert "and so on to rank 31" in explain(ParallelConfig(ulysses=32))

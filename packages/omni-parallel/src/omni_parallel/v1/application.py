@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -27,9 +28,13 @@ from omni_parallel_state import (
     destroy_distributed_environment,
     init_distributed_environment,
 )
+from omni_parallel_state.denoising.names import DENOISERS
 
 LAYOUT_VARIABLE = "OMNI_PARALLEL_LAYOUT"
 """Environment variable that says what ranks share where a script names no configuration."""
+
+_layouts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Denoisers whose work ranks share now, and how."""
 
 ConfigLike = ParallelConfig | str | Path | Mapping[str, Any] | None
 
@@ -96,6 +101,7 @@ def parallelize(
         ParallelConfigError: It cannot work; lists every problem and the nearest legal layouts.
             Nothing was changed.
     """
+    _check_target(target)
     world_size = _world_size() if state is None else state.layout.world_size
     facts = ModelFacts.of(target)
     asked = os.environ.get(LAYOUT_VARIABLE, "auto") if config is None else config
@@ -121,6 +127,9 @@ def parallelize(
             handle = strategy.apply(target, state, **options[name])
             stack.callback(handle.remove)
         _move(target, state.device)
+        for module in _denoisers(target):
+            _layouts[module] = str(chosen)
+            stack.callback(_layouts.pop, module, None)
         return Parallelized(target, chosen, state, stack.pop_all())
 
 
@@ -163,12 +172,41 @@ def _state_for(
     return ParallelState(config.layout(world_size), device)
 
 
-def _modules(target: Any) -> list[nn.Module]:
+def _components(target: Any) -> dict[str, nn.Module]:
     if isinstance(target, nn.Module):
-        return [target]
+        return {DENOISERS[0]: target}
     components = getattr(target, "components", None)
-    found = components if isinstance(components, Mapping) else vars(target)
-    return [module for module in found.values() if isinstance(module, nn.Module)]
+    found = components if isinstance(components, Mapping) else getattr(target, "__dict__", {})
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def _modules(target: Any) -> list[nn.Module]:
+    return list(_components(target).values())
+
+
+def _denoisers(target: Any) -> list[nn.Module]:
+    return [module for name, module in _components(target).items() if name in DENOISERS]
+
+
+def _check_target(target: Any) -> None:
+    """Refuse what is no pipeline, and one whose work is shared already.
+
+    Strategies that were applied one by one know of each other; of two layouts at once, each with
+    groups of its own, none of them would.
+    """
+    if not _components(target):
+        msg = (
+            f"{target!r} is a {type(target).__name__}, which holds no module; legal: a pipeline "
+            "that was loaded, such as what DiffusionPipeline.from_pretrained gives, or a module"
+        )
+        raise ParallelConfigError(msg)
+    for module in _denoisers(target):
+        if module in _layouts:
+            msg = (
+                f"the work of this {type(module).__name__} is shared already, as "
+                f"{_layouts[module]}; call remove() of that handle, or leave its with block, first"
+            )
+            raise ParallelConfigError(msg)
 
 
 def _check_place(target: Any, device: torch.device | str | None) -> None:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omni_group_coordinator import ParallelConfigError
 from omni_parallel.v1.parallel_config import ParallelConfig
+from omni_parallel.v1.problems import of_pairs
 
 _SHOWN = 16
 
 
-def explain(config: ParallelConfig, world_size: int | None = None) -> str:
+def explain(
+    config: ParallelConfig | str | Path | Mapping[str, Any], world_size: int | None = None
+) -> str:
     """What each rank does under a configuration, one line each.
 
     Args:
-        config: What ranks share.
+        config: What ranks share: a configuration, or another form of one, as of `parallelize`.
         world_size: Ranks that there are; default: as many as it needs.
 
     Raises:
-        ParallelConfigError: The degrees do not fit so many ranks.
+        ParallelConfigError: It is none, strategies do not go together, or the degrees do not fit
+            so many ranks.
     """
+    config = ParallelConfig.of(config)
+    if problems := "; ".join(of_pairs(config)):
+        raise ParallelConfigError(problems)
     world_size = config.ranks if world_size is None else world_size
     layout = config.layout(world_size)
     lines = [f"{config} on {world_size} rank{'' if world_size == 1 else 's'}"]

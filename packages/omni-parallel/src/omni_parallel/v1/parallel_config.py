@@ -32,6 +32,8 @@ The ranks of a stage share the weights that it holds, so it is cut before.
 OVERLAYS = ("hsdp", "hsdp_replicate", "vae_patch")
 """Degrees that lie over the ranks of the others, and add none."""
 
+_NOTHING = "single"
+"""The short form of what shares nothing."""
 _FORM = "name=degree, several of them joined by commas, such as cfg=2,ulysses=4,vae_patch=8"
 
 
@@ -128,6 +130,8 @@ class ParallelConfig:
         Raises:
             ParallelConfigError: Lists all parts that are wrong.
         """
+        if text.strip() == _NOTHING:
+            return cls()
         values: dict[str, Any] = {}
         wrong: list[str] = []
         for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -202,9 +206,8 @@ class ParallelConfig:
     def __str__(self) -> str:
         """The short form, without degrees of 1 and options; ``single`` where nothing is shared."""
         given = {name: value for name, value in self.to_dict().items() if name != "options"}
-        return (
-            ",".join(f"{name}={value}" for name, value in given.items() if value != 1) or "single"
-        )
+        degrees = (f"{name}={value}" for name, value in given.items() if value != 1)
+        return ",".join(degrees) or _NOTHING
 
     # -- what it means ---------------------------------------------------------------------
 

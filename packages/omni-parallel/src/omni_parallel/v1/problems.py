@@ -37,7 +37,7 @@ def find_problems(
         facts: What the model's configuration says; None: nothing is known of it.
         size: Pixels and frames that are asked for; None: any.
     """
-    found = [*_of_world(config, world_size), *_of_pairs(config), *_of_packages(config)]
+    found = [*_of_world(config, world_size), *of_pairs(config), *_of_packages(config)]
     if facts is not None:
         found += [*_of_model(config, facts), *_of_size(config, facts, size)]
     return found
@@ -74,7 +74,8 @@ def _of_world(config: ParallelConfig, world_size: int) -> Iterator[str]:
         yield str(error)
 
 
-def _of_pairs(config: ParallelConfig) -> Iterator[str]:
+def of_pairs(config: ParallelConfig) -> Iterator[str]:
+    """Strategies that a configuration has and that do not go together, one text for each pair."""
     named = config.asked()
     for (first, second), why in NOT_TOGETHER.items():
         if first in named and second in named:

@@ -185,6 +185,10 @@ def test_one_process_is_left_alone() -> None:
         assert ready.config == ParallelConfig()
         assert stock.pipeline.transformer.forward == forward
         assert torch.equal(stock.make(ready), stock.alone)
+        ready.scheduler = scheduler = type(ready.scheduler).from_config(ready.scheduler.config)
+        assert stock.pipeline.scheduler is scheduler
+        assert "scheduler" not in vars(ready)
+    assert ready.removed
     with pytest.raises(ParallelConfigError, match="cfg=2 does not divide the world of 1 rank"):
         omni_parallel.parallelize(stock.pipeline, "cfg=2")
 

@@ -36,14 +36,17 @@ LAYOUT_VARIABLE = "OMNI_PARALLEL_LAYOUT"
 _layouts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Denoisers whose work ranks share now, and how."""
 
+_OWN = ("target", "config", "state", "_undo")
+"""Attributes of `Parallelized` that are none of its pipeline."""
+
 ConfigLike = ParallelConfig | str | Path | Mapping[str, Any] | None
 
 
 class Parallelized(Handle):
     """A pipeline or module whose work ranks share, until `remove`.
 
-    Called, it calls that; other attributes are those of it too. As a context manager it gives
-    itself, and undoes everything at the end.
+    Called, it calls that; other attributes are those of it too, also where they are set. As a
+    context manager it gives itself, and undoes everything at the end.
 
     Args:
         target: The pipeline or module.
@@ -69,6 +72,12 @@ class Parallelized(Handle):
         if name == "target":  # not there yet, as when it is unpickled
             raise AttributeError(name)
         return getattr(self.target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is set on the pipeline by way of this, such as its scheduler, is read there.
+        own = name in _OWN or "target" not in self.__dict__
+        setattr_of = super().__setattr__ if own else self.target.__setattr__
+        setattr_of(name, value)
 
 
 def parallelize(

@@ -14,7 +14,8 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from omni_parallel.cli import COMMANDS, commands
+from omni_group_coordinator import ParallelError
+from omni_parallel.cli import COMMANDS, TRACEBACK, commands, main
 from omni_parallel.completion.layouts import DEGREES, MODES
 from omni_parallel.completion.shells import SHELLS, VARIABLE
 from omni_parallel.dtypes import DTYPES
@@ -32,6 +33,31 @@ try:
 finally:
     print("torch" in sys.modules)
 """
+
+IN_PLACE_OF_RUN = """
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background
+from omni_parallel import cli
+sys.modules["omni_group_coordinator"] = None  # as if its import had been interrupted
+class Module(types.ModuleType):
+    @property
+    def run(self):
+        {raises}
+sys.modules["replaced"] = Module("replaced")
+cli.COMMANDS["run"] = ("replaced", "")
+cli.main()
+"""
+
+
+def with_run(raises: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What ``omni-parallel run`` does where its import raises something."""
+    return subprocess.run(
+        [sys.executable, "-c", IN_PLACE_OF_RUN.format(raises=raises), "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
 
 
 def completed(*words: str, incomplete: str) -> list[str]:
@@ -64,6 +90,64 @@ def test_a_command_that_is_none() -> None:
     result = CliRunner().invoke(commands(), ["genrate"])
     assert result.exit_code == 2
     assert "No such command 'genrate'" in result.output
+
+
+BROKEN_OFF = """
+        import signal
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise {error}"""
+
+
+@pytest.mark.parametrize(
+    "raises",
+    [
+        "raise KeyboardInterrupt",
+        # as libraries do that import in part, and go on
+        BROKEN_OFF.format(error="RuntimeError('failed to import')"),
+        BROKEN_OFF.format(error="cli.click.UsageError('not installed')"),
+    ],
+    ids=["raised", "swallowed", "an error of ours"],
+)
+def test_ctrl_c_while_modules_are_imported(raises: str) -> None:
+    done = with_run(raises)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted; every rank has ended"
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for() -> None:
+    raises = """
+        try:
+            raise ValueError("the first")
+        except ValueError:
+            raise cli.click.UsageError("the second") from None"""
+    done = with_run(raises)
+    assert done.returncode == 2
+    assert "Error: the second" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = with_run(raises, **{TRACEBACK: "1"})
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "ValueError: the first" in done.stderr
+    assert done.stderr.endswith("Error: the second\n")
+    assert "Traceback" not in with_run(raises, **{TRACEBACK: "0"}).stderr
+
+
+def test_words_of_an_error_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "127.0.0.1:abc [red] :smile:"
+
+    def fails(*_: object, **__: object) -> None:
+        raise ParallelError(words)
+
+    monkeypatch.setattr(click.Group, "main", fails)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: {words}\n"
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from importlib import import_module
+from types import FrameType
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -14,6 +18,8 @@ from omni_parallel.__about__ import __version__
 NAME = "omni-parallel"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+TRACEBACK = "OMNI_PARALLEL_TRACEBACK"
+"""The variable that asks for tracebacks of errors whose message is otherwise all that is shown."""
 
 COMMANDS = {
     "demo": ("omni_parallel.demo.command", "Draw pictures on one process and on several ranks."),
@@ -62,21 +68,45 @@ class LazyGroup(click.Group):
 
 def commands() -> click.Group:
     """The command with its sub-commands."""
-    group = LazyGroup(NAME, help="Run diffusion models on several ranks.")
+    asking = f"{TRACEBACK}=1 in the environment shows where an error was raised, too."
+    group = LazyGroup(NAME, help="Run diffusion models on several ranks.", epilog=asking)
     return click.version_option(__version__, package_name=NAME)(group)
 
 
 def main() -> None:
     """Run the command; mistakes of the user end with a message, not with a traceback."""
+    pressed = _noticed()
     try:
         sys.exit(_run())
-    except click.ClickException as error:
+    except (click.Abort, KeyboardInterrupt):
+        _interrupted()
+    except Exception as error:
+        if pressed:  # an import that broke off raises what it likes
+            _interrupted()
+        if not isinstance(error, click.ClickException):
+            raise
+        _trace(error)
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a second one could end
-        Console(stderr=True).print("interrupted; every rank has ended")
-        sys.exit(INTERRUPTED)
+
+
+def _noticed() -> list[int]:
+    """A list that is no longer empty once Ctrl-C was pressed."""
+    pressed: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, say
+        signal.signal(signal.SIGINT, handle)
+    return pressed
+
+
+def _interrupted() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that a second one could end
+    Console(stderr=True).print("interrupted; every rank has ended")
+    sys.exit(INTERRUPTED)
 
 
 def _run() -> int:
@@ -85,10 +115,25 @@ def _run() -> int:
     shells.register()
     try:
         return int(commands().main(prog_name=NAME, standalone_mode=False) or 0)
+    except click.Abort:  # a RuntimeError, at which torch may be imported in part
+        raise
     except RuntimeError as error:
         from omni_group_coordinator import ParallelError  # a RuntimeError, and torch comes with it
 
         if not isinstance(error, ParallelError):
             raise
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        _trace(error)
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(f"error: {error}", soft_wrap=True)
         return 1
+
+
+def _trace(error: BaseException) -> None:
+    """Show where an error was raised, if that is asked for, and those that it was made of."""
+    if os.environ.get(TRACEBACK, "0") in ("", "0"):
+        return
+    one: BaseException | None = error
+    while one is not None:
+        one.__suppress_context__ = False  # of `raise ... from None`, which hides the first of them
+        one = one.__cause__ or one.__context__
+    traceback.print_exception(error)

@@ -175,6 +175,25 @@ def test_a_folder_keeps_what_ranks_print(script: Path, tmp_path: Path) -> None:
     assert "the odd one" in kept.read_text()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def", "SyntaxError"),
+        ("import sys; sys.exit(3)", "with status 3 (all ranks have ended):\n(it printed no error)"),
+    ],
+)
+def test_a_rank_that_ends_without_a_traceback(tmp_path: Path, text: str, said: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    done = call("--nproc", 1, script)
+    assert done.returncode == 1
+    assert said in done.stderr
+    if text == "def":
+        assert done.stderr.endswith("(all ranks have ended):\n(what it said is above)\n")
+    found = json.loads(call("--nproc", 1, "--json", script).stdout)
+    assert said.replace("no error", "nothing") in found["error"]["message"]
+
+
 def test_two_hosts_meet_at_an_endpoint(script: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -203,6 +222,11 @@ def test_two_hosts_meet_at_an_endpoint(script: Path) -> None:
             "3 ranks of the layout on 2 hosts",
         ),
         (["--nproc", "0"], "0 is not in the range"),
+        (["--nproc", "1", "--log-dir", "/dev/null/logs"], "--log-dir /dev/null/logs: "),
+        (
+            ["--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:abc"],
+            "--rdzv-endpoint 127.0.0.1:abc: ",
+        ),
         (["--nproc", "2", "--all-output", "--json"], "do not go together"),
     ],
 )

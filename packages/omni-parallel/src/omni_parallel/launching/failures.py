@@ -9,7 +9,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from omni_group_coordinator import ParallelError
 
-LAST_LINES = 30
+_HEAD, _TAIL = 10, 19
+"""Lines that are shown of what a rank said: how it began, and what it came to."""
 
 
 class RankFailedError(ParallelError):
@@ -42,16 +43,23 @@ def first_failure(error: ChildFailedError, said: str = "") -> str:
     if isinstance(message, dict):
         message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
     text = said.strip() or str(message).strip()
-    lines = text.splitlines()[-LAST_LINES:]
-    return f"rank {rank} was the first to fail{how(failure)} (all ranks have ended):\n" + "\n".join(
-        lines
-    )
+    first = f"rank {rank} was the first to fail{how(failure)} (all ranks have ended):"
+    return f"{first}\n{shortened(text)}"
+
+
+def shortened(text: str) -> str:
+    """A long text without its middle, in whose place is how many lines were left out."""
+    lines = text.splitlines()
+    left_out = len(lines) - _HEAD - _TAIL
+    if left_out > 1:
+        lines[_HEAD:-_TAIL] = [f"  ... {left_out} lines left out ..."]
+    return "\n".join(lines)
 
 
 def how(failure: ProcessFailure) -> str:
     """How a process ended: by which signal, or with which status."""
     if failure.exitcode >= 0:
-        return ""
+        return f" with status {failure.exitcode}"
     number = -failure.exitcode
     try:
         name = f" ({signal.Signals(number).name})"
@@ -61,7 +69,7 @@ def how(failure: ProcessFailure) -> str:
 
 
 def last_words(folder: Path) -> str:
-    """The end of what a rank printed as errors, or else at all.
+    """What a rank printed as errors, or else at all, without its middle if it is long.
 
     Args:
         folder: Of the rank, in that of the agent's logs.
@@ -69,5 +77,5 @@ def last_words(folder: Path) -> str:
     for name in ("stderr.log", "stdout.log"):
         file = folder / name
         if file.is_file() and (text := file.read_text(errors="replace").strip()):
-            return "\n".join(text.splitlines()[-LAST_LINES:])
+            return shortened(text)
     return ""

@@ -16,7 +16,7 @@ import torch
 from click import unstyle
 
 from omni_group_coordinator import ParallelConfigError, ParallelError
-from omni_parallel.launching.failures import LAST_LINES, RankFailedError
+from omni_parallel.launching.failures import RankFailedError, shortened
 from omni_parallel.launching.hosts import accelerators
 from omni_parallel.launching.interrupts import Interrupts
 from omni_parallel.launching.meeting import gloo_variables
@@ -283,6 +283,5 @@ def _variables(places: list[tuple[str, str, int]], alone: bool) -> list[dict[str
 
 
 def _failure(rank: int, how: str, said: str) -> RankFailedError:
-    lines = said.strip().splitlines()[-LAST_LINES:]
     first = f"rank {rank} was the first to fail{how} (all ranks have ended):"
-    return RankFailedError(rank, "\n".join([first, *lines]))
+    return RankFailedError(rank, f"{first}\n{shortened(said.strip())}")

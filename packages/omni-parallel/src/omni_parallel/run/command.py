@@ -58,23 +58,23 @@ def run(**given: Any) -> Outcome:
         nodes = nodes_for(given["nnodes"], given["rdzv_endpoint"], "omni-parallel")
         needed = _needed(given["layout"], given["nproc"], nodes.count)
         ranks = ranks_here(given["nproc"], needed, nodes.count)
-    except ParallelConfigError as error:
-        raise click.UsageError(str(error)) from None
-    if not ranks:
-        msg = "there is no accelerator to count ranks by; say how many: --nproc 2"
-        raise click.UsageError(msg)
-    output = run_script(
-        ScriptRun(
-            script=given["script"],
-            arguments=given["arguments"],
-            ranks=ranks,
-            layout=given["layout"],
-            nodes=nodes,
-            log_dir=given["log_dir"],
-            everything=given["all_output"],
-            captured=given["as_json"],
+        if not ranks:
+            msg = "there is no accelerator to count ranks by; say how many: --nproc 2"
+            raise click.UsageError(msg)
+        output = run_script(
+            ScriptRun(
+                script=given["script"],
+                arguments=given["arguments"],
+                ranks=ranks,
+                layout=given["layout"],
+                nodes=nodes,
+                log_dir=given["log_dir"],
+                everything=given["all_output"],
+                captured=given["as_json"],
+            )
         )
-    )
+    except ParallelConfigError as error:  # also of an endpoint that is none: no rank was started
+        raise click.UsageError(str(error)) from None
     found = {name: given[name] for name in ("arguments", "layout")}
     ranks *= nodes.count
     return Outcome({"script": str(given["script"]), **found, "ranks": ranks, "output": output})

@@ -32,6 +32,8 @@ class FirstWords:
         self._stream = sys.stderr if stream is None else stream
         self._known = set(folder.iterdir())
         self._held: str = ""
+        self.any_shown = False
+        """Whether anything was shown."""
         self._since = 0.0
         self._at = 0
 
@@ -86,5 +88,6 @@ class FirstWords:
 
     def _show(self, text: str) -> None:
         if text:
+            self.any_shown = self.any_shown or not text.isspace()
             self._stream.write(text)
             self._stream.flush()

@@ -12,11 +12,13 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from omni_group_coordinator import ParallelConfigError
 from omni_parallel.launching.failures import RankFailedError, first_failure, last_words
 from omni_parallel.launching.processes import Nodes, run_ranks
 from omni_parallel.run.first_words import FirstWords
 from omni_parallel.v1.application import LAYOUT_VARIABLE
 
+_ABOVE = "(what it said is above)"
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -47,14 +49,14 @@ def run_script(run: ScriptRun) -> str:
 
     Raises:
         RankFailedError: A rank failed; the message holds the end of what the first one printed.
+        ParallelConfigError: No rank was started, as there is no such endpoint or folder.
         KeyboardInterrupt: The run was interrupted; every rank has ended.
     """
     with ExitStack() as stack:
         if run.log_dir is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="omni-parallel-"))
         else:
-            run.log_dir.mkdir(parents=True, exist_ok=True)
-            folder = str(run.log_dir)
+            folder = _made(run.log_dir)
         words = FirstWords(Path(folder))
         try:
             with words.shown():
@@ -67,6 +69,16 @@ def run_script(run: ScriptRun) -> str:
         if not run.captured or first is None:
             return ""
         return (first / "stdout.log").read_text(errors="replace")
+
+
+def _made(folder: Path) -> str:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        msg = f"--log-dir {folder}: {error.strerror}; legal: a folder that can be written to"
+        raise ParallelConfigError(msg) from error
+    return str(folder)
 
 
 def _start(run: ScriptRun, folder: str) -> None:
@@ -89,13 +101,13 @@ def _environment(run: ScriptRun) -> dict[str, str]:
 
 
 def _message(error: ChildFailedError, run: ScriptRun, words: FirstWords) -> str:
-    rank, failure = error.get_first_failure()
+    _, failure = error.get_first_failure()
     folder, of_rank_0 = words.of_rank(failure.local_rank), words.rest().strip()
-    said = of_rank_0 if failure.local_rank == 0 else "" if folder is None else last_words(folder)
-    parts = [first_failure(error, said or f"(rank {rank} said nothing)")]
-    if run.everything:
-        parts = [first_failure(error, "(what it said is above)")]
-    elif failure.local_rank != 0 and of_rank_0:
+    said = "" if folder is None else last_words(folder)
+    if failure.local_rank == 0 and not run.captured:
+        said = of_rank_0 or (_ABOVE if words.any_shown else "(it printed no error)")
+    parts = [first_failure(error, _ABOVE if run.everything else said or "(it printed nothing)")]
+    if not run.everything and failure.local_rank != 0 and of_rank_0:
         parts.append(f"rank 0 had to end too:\n{of_rank_0}")
     if run.log_dir is not None:
         parts.append(f"what every rank printed: {run.log_dir}")

@@ -164,6 +164,7 @@ def test_commands_and_options_are_completed() -> None:
     assert "--layout" in completed("generate", incomplete="--la")
     assert completed("generate", "--launcher", incomplete="") == ["torch", "ray"]
     assert completed("generate", "--dtype", incomplete="b") == ["bfloat16"]
+    assert completed("plan", "--gpu", incomplete="h") == ["h100-sxm", "h100-pcie", "h200"]
 
 
 def test_layouts_are_completed() -> None:

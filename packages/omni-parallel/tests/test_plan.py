@@ -33,6 +33,16 @@ def planned(*options: str, model: str | Path = MODEL) -> dict[str, Any]:
     return found
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the configuration of the model, without its weights."""
+    for path in MODEL.rglob("*.json"):
+        if "safetensors" not in path.name:
+            copy = folder / path.relative_to(MODEL)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return folder
+
+
 def test_the_object_has_every_layout_and_the_assumptions() -> None:
     found = planned(
         "--gpus", "4", "--all", "--guidance", "--steps", "7", "--link-efficiency", "0.5"
@@ -135,17 +145,29 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     assert "SomeTransformer: it is not known how it is called" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "cannot read"), ("[1]", "holds a list")], ids=["broken", "a list"]
+)
+@pytest.mark.parametrize("name", ["model_index.json", "tokenizer_2/tokenizer_config.json"])
+def test_a_file_that_is_no_table_is_named(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    copy = copied(tmp_path)
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text(content)
+    result = invoke("--gpus", "2", model=copy)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert name in "".join(result.output.split())
+
+
 def test_names_of_accelerators_in_any_case() -> None:
     assert gpu_type("H100 SXM") is gpu_type("h100_sxm") is GPU_TYPES[0]
 
 
 def test_no_weight_is_read(tmp_path: Path) -> None:
     """A copy of the configuration alone is enough, in a process that may not open weights."""
-    for path in MODEL.rglob("*.json"):
-        if "safetensors" not in path.name:
-            copy = tmp_path / path.relative_to(MODEL)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+    copied(tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
     command = "from omni_parallel.cli import main; main()"
     done = subprocess.run(

@@ -86,4 +86,5 @@ def demo(**given: Any) -> Outcome:
     """
     from omni_parallel.demo.demonstration import demonstrate
 
-    return demonstrate(given, Console(stderr=given["as_json"]))
+    console = Console(stderr=given["as_json"], markup=False, emoji=False)
+    return demonstrate(given, console)

@@ -28,7 +28,7 @@ def examine(nproc: int | None, as_json: bool) -> Outcome:
     """
     machine, packages = Machine.here(), versions()
     ranks = nproc or max(2, len(machine.devices))
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, markup=False, emoji=False)
     test = _tried(ranks, machine, console)
     wrong = findings(machine, packages, test, ranks)
     if not as_json:
@@ -77,7 +77,7 @@ def _print(
     if isinstance(test, SelfTest):
         console.print(_operations_table(test))
     for text in wrong:
-        console.print(f"- {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"- {text}", highlight=False, soft_wrap=True)
     if not wrong:
         console.print("nothing is wrong")
 

@@ -15,10 +15,20 @@ _SHARE = click.FloatRange(0, 1, min_open=True)
 _KNOWN = ", ".join(gpu.name for gpu in GPU_TYPES)
 
 
+def _complete_gpu(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [gpu.name for gpu in GPU_TYPES if gpu.name.startswith(incomplete.lower())]
+
+
 @click.command(cls=ReportedCommand)
 @click.argument("model")
 @click.option("--gpus", type=click.IntRange(1, 4096), required=True, help="Ranks, on all hosts.")
-@click.option("--gpu", required=True, metavar="TYPE", help=f"One of: {_KNOWN}.")
+@click.option(
+    "--gpu",
+    required=True,
+    metavar="TYPE",
+    help=f"One of: {_KNOWN}.",
+    shell_complete=_complete_gpu,
+)
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Hosts.")
 @click.option("--width", type=click.IntRange(1), help="Pixels.  [default: the pipeline's]")
 @click.option("--height", type=click.IntRange(1), help="Pixels.  [default: the pipeline's]")
@@ -52,7 +62,7 @@ def plan(**given: Any) -> Outcome:
     from omni_group_coordinator import ParallelConfigError
     from omni_parallel.plan.planning import planned
 
-    console = Console(stderr=given["as_json"])
+    console = Console(stderr=given["as_json"], markup=False, emoji=False)
     try:
         found = planned(given, console)
     except ParallelConfigError as error:
@@ -63,5 +73,5 @@ def plan(**given: Any) -> Outcome:
         console.print(found.table(every=every))
         left_out = None if every else found.left_out()
         for text in ([left_out] if left_out else []) + found.assumptions():
-            console.print(f"- {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"- {text}", highlight=False, soft_wrap=True)
     return Outcome(found.to_dict(every=every))

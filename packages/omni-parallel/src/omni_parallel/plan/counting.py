@@ -11,6 +11,7 @@ from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.plan.call_inputs import CallSize, DenoiserClass, blocks_of, denoiser_class
+from omni_parallel.plan.default_size import default_size
 from omni_parallel.plan.meta_modules import is_module, meta_module
 from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.plan.recorded_call import Recorded, record, weight_bytes
@@ -39,8 +40,6 @@ ONE_CALL_FOR_EACH_BRANCH = frozenset(
 )
 """Pipelines that call their denoiser once for each branch; others make one call for all."""
 
-PIXELS = 1024
-"""Of a side, where neither the request nor the pipeline says it."""
 STEPS = 50
 
 
@@ -87,9 +86,11 @@ def count(files: ModelFiles, asked: Asked, said: Callable[[str], None]) -> Count
     notes: list[str] = []
     vae = _module(files, "vae", dtype) if "vae" in files.components else None
     spatial, temporal = _compression(vae, kind, notes)
-    width = asked.width or _default(files, "width", PIXELS)
-    height = asked.height or _default(files, "height", PIXELS)
-    frames = asked.frames or _default(files, "num_frames", 1)
+    config: Any = denoiser.config
+    usual = default_size(files.defaults, config, spatial)
+    width = asked.width or usual.width
+    height = asked.height or usual.height
+    frames = asked.frames or usual.frames
     text = (files.text_tokens if asked.text is None else asked.text) + kind.more_text
     size = CallSize(height // spatial, width // spatial, 1 + (frames - 1) // temporal, text, dtype)
     recorded = _called(denoiser, kind, size, (width, height))

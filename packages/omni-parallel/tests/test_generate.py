@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +24,9 @@ from PIL import Image
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.demo.pipeline import MODEL
-from omni_parallel.generate.command import generate
-from omni_parallel.generate.output import check_output, save
+from omni_parallel.generate import generation, output
+from omni_parallel.generate.command import LAUNCHERS, generate
+from omni_parallel.generate.output import check_format, check_output, save
 from omni_parallel.v1 import strategies
 
 CLI = "from omni_parallel.cli import main; main()"
@@ -105,9 +106,12 @@ def test_files_of_videos(tmp_path: Path) -> None:
     (gif,) = save([frames], tmp_path / "a.gif")
     with Image.open(gif) as found:
         assert found.n_frames == 4
-    save([frames], tmp_path / "a.png")
+    images = save([frames], tmp_path / "a.png")
+    assert images == [tmp_path / f"a-000{i}.png" for i in range(4)]
+    assert all(path.is_file() for path in images)
     assert pixels(tmp_path / "a-0003.png")[0, 0, 0] == 180
     assert len(save([frames, frames], tmp_path / "b.gif")) == 2
+    assert len({path for path in save([frames, frames], tmp_path / "c.png") if path.is_file()}) == 8
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,12 @@ def test_files_of_videos(tmp_path: Path) -> None:
         (["--layout", "ulysses=5"], "has 4 heads"),
         (["--layout", "warp=2"], "unknown: warp"),
         (["--size", "big"], "--size big: no size"),
+        (["--size", "0"], "--size 0: no size"),
+        (["--size", "64x0"], "--size 64x0: no size"),
+        (["--size", "-64"], "--size -64: no size"),
+        (["--frames", "5"], "FluxPipeline takes no num_frames; leave out: --frames"),
+        (["--out", "a.mp4"], "the pipeline makes images; legal: .png, .jpg"),
+        (["--frames", "5", "--launcher", "ray"], "leave out: --frames"),
         (["--out", "none/a.png"], "is no folder that can be written to"),
         (["--out", "a.tiff"], "unknown format; legal: .png, .jpg"),
         (["--nnodes", "2"], "needs --rdzv-endpoint"),
@@ -129,19 +139,69 @@ def test_files_of_videos(tmp_path: Path) -> None:
         (["--dtype", "int8"], "'int8' is not one of"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_rank_starts(options: list[str], said: str) -> None:
+def test_what_cannot_be_is_refused_before_a_rank_starts(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr(generation, "run_ranks", None)
+    monkeypatch.setattr(generation, "ray_cluster", None)
     result = invoke(*options)
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())
 
 
-def test_a_model_that_is_none(tmp_path: Path) -> None:
-    result = invoke(model=str(tmp_path))
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("empty", "has no model_index.json; legal: a folder"),
+        ("nobody/has-this", "nobody/has-this is neither a folder here nor a model of the hub"),
+        ("/none/of/these", "/none/of/these is neither a folder here nor a model of the hub"),
+        (str(MODEL / "transformer"), "is a bare model, not a pipeline; legal: a folder"),
+        (str(MODEL / "model_index.json"), "is no folder; legal: a folder"),
+    ],
+)
+def test_a_model_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, said: str, launcher: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generation, "run_ranks", None)
+    monkeypatch.setattr(generation, "ray_cluster", None)
+    result = invoke("--layout", "ulysses=2", "--launcher", launcher, model=model)
     assert result.exit_code == 2
-    assert "has no model_index.json" in " ".join(result.output.split())
-    result = invoke("--nproc", "1", "--out", str(tmp_path / "a.png"), model="nobody/has-this")
-    assert result.exit_code == 1
-    assert "nobody/has-this is neither a folder here nor a pipeline" in str(result.exception)
+    assert said in " ".join(result.output.split())
+
+
+def test_a_class_that_diffusers_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WarpPipeline"}')
+    result = invoke("--nproc", "1", model=str(tmp_path))
+    assert result.exit_code == 2
+    assert "is a WarpPipeline, which diffusers" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("installed", "missing"),
+    [((), True), (("imageio",), True), (("imageio", "imageio_ffmpeg"), False), (("cv2",), False)],
+)
+def test_what_writes_mp4_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], missing: bool
+) -> None:
+    monkeypatch.setattr(output, "find_spec", lambda name: name if name in installed else None)
+    said = pytest.raises(ParallelConfigError, match="try: pip install imageio imageio-ffmpeg")
+    with said if missing else nullcontext():
+        check_format(tmp_path / "a.mp4", videos=True)
+
+
+def test_a_size_that_the_pipeline_changes_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "run_ranks", lambda *args, **kwargs: {0: []})
+    out = ["--nproc", "1", "--out", str(tmp_path / "a.png")]
+    found = invoke(*out, "--size", "100x64")
+    assert found.exit_code == 0
+    assert "100x64 is no multiple of 16 pixels" in found.stderr
+    assert "nearest: 96x64" in found.stderr
+    assert "note" not in invoke(*out).output
 
 
 @contextmanager

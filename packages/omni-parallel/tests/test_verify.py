@@ -14,6 +14,7 @@ from click.testing import CliRunner
 pytest.importorskip("diffusers")
 
 from omni_parallel.demo.pipeline import MODEL
+from omni_parallel.known_pipeline import KnownPipeline
 from omni_parallel.pipeline_request import PipelineRequest
 from omni_parallel.v1 import ParallelConfig
 from omni_parallel.verify import command, verification
@@ -115,13 +116,48 @@ def test_what_cannot_be_is_refused_before_a_rank_starts(options: list[str], said
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     result = CliRunner().invoke(command.verify, [str(tmp_path)])
     assert result.exit_code == 2
-    assert "has no model_index.json" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    assert "has no model_index.json; legal: a folder that a diffusers pipeline was saved to" in said
+    assert "or a model" not in said
     result = CliRunner().invoke(command.verify, [str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "does not exist" in result.output
 
 
-def test_an_argument_that_the_pipeline_does_not_take() -> None:
+def test_a_bare_model_is_refused_and_its_pipeline_named() -> None:
+    result = CliRunner().invoke(command.verify, [str(MODEL / "transformer")])
+    assert result.exit_code == 2
+    said = "".join(result.output.split())
+    assert "isabaremodel,notapipeline" in said
+    assert f"nearest:{MODEL.absolute()}" in said
+
+
+def test_an_argument_that_the_pipeline_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_run", None)  # no rank starts
     result = invoke("--layout", "ulysses=2", "--frames", "5")
-    assert result.exit_code == 1
-    assert "FluxPipeline takes no num_frames; leave it out" in str(result.exception)
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert "FluxPipeline takes no num_frames; leave out: --frames" in said
+
+
+def test_a_layout_whose_guidance_the_pipeline_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Pipeline:
+        def __call__(
+            self,
+            prompt: str,
+            num_inference_steps: int,
+            width: int,
+            height: int,
+            output_type: str,
+            return_dict: bool,
+        ) -> None:
+            """Take no guidance."""
+
+    monkeypatch.setattr(KnownPipeline, "kind", Pipeline)
+    monkeypatch.setattr(verification, "_run", None)
+    result = invoke("--layout", "cfg=2")
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert said.endswith("takes no negative_prompt, guidance_scale; leave out: --layout cfg=2")

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from omni_parallel.comparable import is_exact, not_refused
+from omni_parallel.known_pipeline import KnownPipeline
 from omni_parallel.launching.failures import rank_failure
 from omni_parallel.launching.hosts import device_for
 from omni_parallel.launching.processes import run_processes
-from omni_parallel.pipeline_request import PipelineRequest, parse_size
-from omni_parallel.v1 import ModelFacts, ParallelConfig, auto_config, validate
+from omni_parallel.pipeline_request import OPTIONS, PipelineRequest, parse_size
+from omni_parallel.v1 import ParallelConfig, auto_config, validate
 from omni_parallel.verify.rank import VerifiedRank, verify_rank
 from omni_parallel.verify.report import Verified
 
@@ -34,17 +35,20 @@ def verified(given: dict[str, Any], console: Console) -> Verified:
         ParallelConfigError: It cannot work; no rank has started.
         RankFailedError: A rank failed; every one has ended.
     """
-    request, config, ranks = _asked(given)
+    request, config, ranks, note = _asked(given)
+    if note is not None:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     return _compared(request, config, ranks, console)
 
 
-def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int]:
+def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int, str | None]:
     """Everything that can be known before a weight is loaded.
 
     Raises:
         ParallelConfigError: It cannot work.
     """
-    facts = ModelFacts.from_folder(given["model"])
+    known = KnownPipeline.find(given["model"])
+    facts = known.facts
     automatic = given["layout"] == "auto"
     config = (
         auto_config(given["nproc"] or 2, facts) if automatic else ParallelConfig.of(given["layout"])
@@ -65,7 +69,11 @@ def _asked(given: dict[str, Any]) -> tuple[PipelineRequest, ParallelConfig, int]
         frames=frames,
         dtype=given["dtype"],
     )
-    return request, config, ranks
+    guided = dict.fromkeys(
+        ("negative_prompt", "guidance_scale", "true_cfg_scale"), f"--layout {config}"
+    )
+    known.check(request, {**OPTIONS, **guided})
+    return request, config, ranks, known.size_note(width, height)
 
 
 def _compared(

@@ -10,7 +10,7 @@ from typing import Any
 
 from omni_group_coordinator import ParallelConfigError
 from omni_parallel.v1 import ModelFacts
-from omni_parallel.v1.model_facts import _read
+from omni_parallel.v1.model_facts import read_table
 from omni_parallel_state.denoising.names import DENOISERS
 
 _FILES = ("model_index.json", "config.json", "*/config.json", "*/tokenizer_config.json")
@@ -43,7 +43,7 @@ class ModelFiles:
         facts = ModelFacts.from_folder(folder)
         if not (folder / "model_index.json").is_file():
             return cls(model, folder, facts, {"": ("diffusers", facts.name)}, {})
-        index = _read(folder / "model_index.json")
+        index = read_table(folder / "model_index.json")
         components = {
             name: (value[0], value[1])
             for name, value in index.items()
@@ -80,7 +80,7 @@ class ModelFiles:
         for name in ("tokenizer_2", "tokenizer"):
             path = self.folder / name / "tokenizer_config.json"
             if path.is_file():
-                found = _read(path).get("model_max_length")
+                found = read_table(path).get("model_max_length")
                 longest += [found] if isinstance(found, int) else []
                 break
         return min(longest)

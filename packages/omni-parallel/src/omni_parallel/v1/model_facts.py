@@ -79,7 +79,7 @@ class ModelFacts:
         index = folder / "model_index.json"
         if not index.is_file():
             if (folder / "config.json").is_file():
-                config = _read(folder / "config.json")
+                config = read_table(folder / "config.json")
                 return cls.from_configs(str(config.get("_class_name")), {"transformer": config})
             why = "is no folder" if not folder.is_dir() else "has no model_index.json"
             msg = (
@@ -87,11 +87,11 @@ class ModelFacts:
                 "has a model_index.json, or a model, which has a config.json"
             )
             raise ParallelConfigError(msg)
-        name = str(_read(index).get("_class_name"))
+        name = str(read_table(index).get("_class_name"))
         names = (*DENOISERS, "vae")
         paths = {part: folder / part / "config.json" for part in names}
         return cls.from_configs(
-            name, {part: _read(path) for part, path in paths.items() if path.is_file()}
+            name, {part: read_table(path) for part, path in paths.items() if path.is_file()}
         )
 
     @classmethod
@@ -124,7 +124,12 @@ class ModelFacts:
         return next(sides) * next(sides) * (1 + (frames - 1) // self.frames_per_token)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a JSON file, such as a configuration of diffusers.
+
+    Raises:
+        ParallelConfigError: It cannot be read, or holds something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -16,10 +16,11 @@ from bench.race import from_all_ranks
 from bench.ready import Ready, make_ready, race_all
 from bench.results import Measured
 from bench.vae_contestants import DISTVAE, RANKS, VaeContestant
-from bench.vae_counts import Convolved, LiveBytes, Purposes, convolutions_of, halo_bytes, minus
+from bench.vae_counts import LiveBytes, Purposes, minus
 from bench.vae_models import AUTOENCODERS, build_vae, latent_of
 from bench.vae_results import DecodeMeasured, DecodeResult, DecodeTraffic, Sent
 from omni_group_coordinator import record_traffic
+from omni_parallel.plan.convolutions import Convolved, convolutions_of, halo_bytes
 
 WARM_UP: Final = 1
 """Decodes by each contestant before it is counted, and then timed."""

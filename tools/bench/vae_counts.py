@@ -1,46 +1,32 @@
-"""Counts of one decode: bytes that live at once, bytes that are sent, and what halos must be."""
+"""Counts of one decode: bytes that live at once, and bytes that are sent."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.vae_results import Sent
 from omni_group_coordinator import Traffic as Recording
+from omni_parallel.plan.live_bytes import LiveBytes as Live
+from omni_parallel.plan.live_bytes import tensors_in
 
-Convolution = nn.Conv2d | nn.Conv3d
 
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that operators make within a ``with`` block, while they are alive.
-
-    By storage, from the operator that made it until Python and torch let go of it. It is the same
-    in every run and on every machine, which the memory of a process is not. Weights and other
-    tensors from before do not count, nor does what an operator allocates for itself and frees.
-
-    It also counts what is sent, at the same place: what `torch.distributed` is given.
+class LiveBytes(Live):  # type: ignore[no-untyped-call]
+    """As of the umbrella's plans, of real tensors; it also counts what is sent, at the same place.
 
     Attributes:
-        peak: Most bytes at any time.
         sent: Bytes for peers; of a reduction those of a ring algorithm.
         sends: Operators that send.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
+        super().__init__()
         self.sent = 0
         self.sends = 0
-        self._bytes = 0
-        self._live: set[int] = set()
 
     @property
     def wire(self) -> Sent:
@@ -55,25 +41,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Called by torch for each operator."""
-        given = {id_of(t) for t in _tensors((args, kwargs))}
-        output = func(*args, **dict(kwargs or {}))
-        for tensor in _tensors(output):
-            if id_of(tensor) not in given | self._live:
-                self._follow(tensor)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
         if getattr(func, "namespace", "") == "c10d":
             self._send(str(getattr(func, "overloadpacket", func)), args)
         return output
 
-    def _follow(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), id_of(tensor)
-        self._live.add(key)
-        self._bytes += storage.nbytes()
-        self.peak = max(self.peak, self._bytes)
-        weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._live.discard(key)
-        self._bytes -= size
+    def tensors_in(self, tree: Any) -> list[Tensor]:
+        """Not subclasses: what they hold is seen for itself."""
+        return _tensors(tree)
 
     def _send(self, name: str, args: tuple[Any, ...]) -> None:
         if (size := sent_bytes(name, args)) is not None:
@@ -105,15 +80,9 @@ def _bytes(tree: Any) -> int:
     return sum(tensor.nbytes for tensor in _tensors(tree))
 
 
-def id_of(tensor: Tensor) -> int:
-    """The storage of a tensor, as long as it lives."""
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _tensors(tree: Any) -> list[Tensor]:
-    # Not subclasses: what they hold is seen for itself.
-    leaves = tree_leaves(tree)
-    return [t for t in leaves if type(t) in (Tensor, nn.Parameter) and t.device.type != "meta"]
+    found = tensors_in(tree)
+    return [t for t in found if type(t) in (Tensor, nn.Parameter) and t.device.type != "meta"]
 
 
 # -- what is sent, by purpose ------------------------------------------------------------------
@@ -159,67 +128,3 @@ def minus(left: Sent, *others: Sent) -> Sent:
     """What is left."""
     size, calls = sum(each.bytes for each in others), sum(each.calls for each in others)
     return Sent(left.bytes - size, left.calls - calls)
-
-
-# -- what halos must be ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Convolved:
-    """One call of a convolution in a decode by one process.
-
-    Attributes:
-        kernel: Rows and columns that it reads at once.
-        row_bytes: Of one row of its input, and of one column: other side × channels × batch ×
-            frames × size of a number, with what the caller has padded or remembered.
-    """
-
-    kernel: tuple[int, int]
-    row_bytes: tuple[int, int]
-
-    @property
-    def reaches(self) -> bool:
-        """Whether it needs more than one row and one column."""
-        return self.kernel != (1, 1)
-
-
-@contextmanager
-def convolutions_of(vae: nn.Module) -> Iterator[list[Convolved]]:
-    """The calls of convolutions within the block, which are all of stride 1 in a decoder."""
-    found: list[Convolved] = []
-    with ExitStack() as stack:
-        for module in vae.modules():
-            if isinstance(module, Convolution):
-                _record(module, found)
-                stack.callback(module.__dict__.pop, "_conv_forward")
-        yield found
-
-
-def _record(module: Convolution, found: list[Convolved]) -> None:
-    original: Callable[[Tensor, Tensor, Tensor | None], Tensor] = module._conv_forward
-    spans = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-
-    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        found.append(
-            Convolved((spans[-2], spans[-1]), (x.nbytes // x.shape[-2], x.nbytes // x.shape[-1]))
-        )
-        return original(x, weight, bias)
-
-    # Not forward: causal convolutions pad and join frames in theirs.
-    module.__dict__["_conv_forward"] = convolve
-
-
-def halo_bytes(calls: Iterable[Convolved], dim: int, ranks: int) -> int:
-    """What arithmetic says that the busiest rank sends: for each convolution and neighbour, rows.
-
-    Args:
-        calls: Of the whole decode.
-        dim: The side that is split, from the end.
-        ranks: How many; an inner one has two neighbours.
-    """
-    down = up = 0
-    for call in calls:
-        reach, size = call.kernel[dim] - 1, call.row_bytes[dim]
-        down += reach // 2 * size
-        up += (reach - reach // 2) * size
-    return down + up if ranks > 2 else max(down, up)

@@ -19,10 +19,11 @@ from bench.report import WIDTH, show
 from bench.results import Report
 from bench.vae_case import DecodeCase
 from bench.vae_contestants import DISTVAE, vae_contestants
-from bench.vae_counts import Convolved, LiveBytes, convolutions_of, halo_bytes
+from bench.vae_counts import LiveBytes
 from bench.vae_models import AUTOENCODERS, build_vae, latent_of, tile
 from bench.vae_report import decode_parts
 from bench.vae_results import FLOOR, DecodeMeasured, DecodeResult, DecodeTraffic, Sent
+from omni_parallel.plan.convolutions import Convolved, convolutions_of, halo_bytes
 
 # diffusers' own.
 of_diffusers = pytest.mark.filterwarnings(

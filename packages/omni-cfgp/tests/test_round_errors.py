@@ -43,6 +43,16 @@ def fails_in_step(bad: int | None, branch: int) -> Any:
     return combined
 
 
+def outcome(pipeline: Any, prompts: Any, expected: Any) -> str:
+    """The error of a request; ``none`` where its result is right."""
+    pipeline.memory.clear()
+    try:
+        close(pipeline(prompts, latents=LATENTS).sample, expected)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
 def errors(branch: int, world: int, batched: bool) -> list[str]:
     prompts = prompts_of(3)
     expected = Pipeline(Toy())(prompts, latents=LATENTS).sample
@@ -52,12 +62,7 @@ def errors(branch: int, world: int, batched: bool) -> list[str]:
     with divide(pipeline, world):
         for bad in (0, 1, 2, None, 0, None):
             pipeline.own = fails_in_step(bad, branch)
-            pipeline.memory.clear()
-            try:
-                close(pipeline(prompts, latents=LATENTS).sample, expected)
-                found.append("none")
-            except Exception as error:
-                found.append(f"{type(error).__name__}: {error}")
+            found.append(outcome(pipeline, prompts, expected))
     return found
 
 
@@ -95,12 +100,7 @@ def heard_at_the_end(bad: int) -> list[str]:
         patch.setattr(FailureMarks, "failed_at_once", lambda _: [])
         for step in (None, bad, None, bad, None):
             pipeline.own = fails_in_step(step, 1)
-            pipeline.memory.clear()
-            try:
-                close(pipeline(prompts, latents=LATENTS).sample, expected)
-                found.append("none")
-            except Exception as error:
-                found.append(f"{type(error).__name__}: {error}")
+            found.append(outcome(pipeline, prompts, expected))
     return found
 
 

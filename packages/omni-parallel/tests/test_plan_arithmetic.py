@@ -18,11 +18,11 @@ import omni_parallel
 from omni_group_coordinator import record_traffic
 from omni_parallel import ParallelConfig
 from omni_parallel.demo.pipeline import MODEL, load_pipeline
+from omni_parallel.model_files import ModelFiles
 from omni_parallel.plan.call_inputs import DENOISER_CLASSES, CallSize, blocks_of
 from omni_parallel.plan.counting import Asked, Counted, count
 from omni_parallel.plan.gpu_types import gpu_type
 from omni_parallel.plan.machine import Machine
-from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.plan.prediction import predict
 from omni_parallel.plan.recorded_call import record
 from omni_parallel.plan.stage_cut import cut

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.model_files import folder_of
 from omni_parallel.pipeline_request import NO_DIFFUSERS, OPTIONS, PipelineRequest
-from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.v1 import ModelFacts
 
 _OF_VIDEOS = ("num_frames", "video_length")
@@ -35,13 +35,9 @@ class KnownPipeline:
         """
         if find_spec("diffusers") is None:
             raise ParallelConfigError(NO_DIFFUSERS)
-        folder = Path(model)
-        if folder.exists():
-            _check_index(model, folder)
-            return cls(model, ModelFacts.from_folder(folder))
-        files = ModelFiles.find(model)
-        _check_index(model, files.folder)
-        return cls(model, files.facts)
+        folder = folder_of(model)
+        _check_index(model, folder)
+        return cls(model, ModelFacts.from_folder(folder))
 
     @cached_property
     def kind(self) -> type[Any] | None:

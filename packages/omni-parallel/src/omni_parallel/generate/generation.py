@@ -45,7 +45,8 @@ def _with_torch(
 ) -> tuple[int, list[str]]:
     nodes = nodes_for(given["nnodes"], given["rdzv_endpoint"], "generate")
     ranks = ranks_here(given["nproc"], 0 if config is None else config.ranks, nodes.count) or 1
-    request, device = _request(given, device_for(ranks)), device_for(ranks)
+    device = device_for(ranks)
+    request = _request(given, device)
     _check_layout(given, config, ranks * nodes.count, known.facts)
     _check_call(given, request, known)
     args = (request, given["layout"], given["out"].absolute(), device)

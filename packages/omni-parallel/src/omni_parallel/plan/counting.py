@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.model_files import ModelFiles
 from omni_parallel.plan.call_inputs import CallSize, DenoiserClass, blocks_of, denoiser_class
 from omni_parallel.plan.default_size import default_size
 from omni_parallel.plan.meta_modules import is_module, meta_module
-from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.plan.recorded_call import Recorded, record, weight_bytes
 from omni_parallel.plan.workload import Workload
 from omni_parallel_state.denoising.names import DENOISERS

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from omni_group_coordinator import ParallelConfigError
+from omni_parallel.model_files import ModelFiles
 from omni_parallel.plan.candidates import candidates
 from omni_parallel.plan.counting import Asked, count
 from omni_parallel.plan.gpu_types import GpuType, gpu_type
 from omni_parallel.plan.machine import Machine
-from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.plan.prediction import predict
 from omni_parallel.plan.report import Plan
 from omni_parallel.v1 import ParallelConfig, auto_config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from omni_parallel.plan import sent_bytes as sent
+from omni_parallel.plan.convolutions import halo_bytes
 from omni_parallel.plan.machine import Machine
 from omni_parallel.plan.memory import MemoryUse, memory_use
 from omni_parallel.plan.recorded_call import Block
@@ -195,8 +196,8 @@ def _decode(
     if work.decode is None:
         return 0.0, 0.0
     ranks = config.vae_patch
-    rows = [(one.reach[0], one.row_bytes[0]) for one in work.decode.convolved]
-    size = sent.halo_bytes(rows, ranks) + sent.joined_bytes(work.decode.output_bytes, ranks)
+    halos = halo_bytes(work.decode.convolved, -2, ranks)
+    size = halos + sent.joined_bytes(work.decode.output_bytes, ranks)
     weights = work.decode.outside.weights
     computing = machine.compute_seconds(
         work.decode.flops / ranks, weights, machine.decode_efficiency

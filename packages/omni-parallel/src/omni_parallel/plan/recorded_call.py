@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from omni_parallel.plan.convolutions import Convolved, convolutions_of
+from omni_parallel.plan.live_bytes import LiveBytes, tensors_in
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,6 @@ class Block:
     attended: list[Attended] = field(default_factory=list)
     output_bytes: int = 0
     """What it hands on to the next."""
-
-
-@dataclass(frozen=True)
-class Convolved:
-    """One call of a convolution that reads more than one row."""
-
-    reach: tuple[int, int]
-    """Rows and columns that it reads beyond its own."""
-    row_bytes: tuple[int, int]
-    """Of one row of its input, and of one column."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +83,20 @@ def record(
     blocks = blocks or {}
     parts = [Block(name, weight_bytes(block)) for name, block in blocks.items()]
     outside = Block("", weight_bytes(module) - sum(part.weights for part in parts))
-    convolved: list[Convolved] = []
-    live, flops = _LiveBytes(), FlopCounterMode(display=False)
+    live, flops = LiveBytes(), FlopCounterMode(display=False)
     attention = _Attention(outside)
     with (
         torch.no_grad(),
         torch.device("meta"),
         _hooks(dict(zip(blocks.values(), parts, strict=True)), attention, flops, outside),
-        _convolutions(module, convolved),
+        convolutions_of(module) as convolved,
         flops,
         live,
         attention,
     ):
         output = call()
     outside.matmul_flops = flops.get_total_flops() - sum(part.matmul_flops for part in parts)
-    first = _tensors(output)[:1]
+    first = tensors_in(output)[:1]
     return Recorded(parts, outside, convolved, live.peak, sum(t.nbytes for t in first))
 
 
@@ -151,49 +140,6 @@ class _Attention(TorchFunctionMode):
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that operators make, while they are alive, by storage."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._bytes = 0
-        self._live: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = {_key(tensor) for tensor in _tensors((args, kwargs))}
-        output = func(*args, **dict(kwargs or {}))
-        for tensor in _tensors(output):
-            if _key(tensor) not in given | self._live:
-                self._follow(tensor)
-        return output
-
-    def _follow(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
-        self._live.add(key)
-        self._bytes += storage.nbytes()
-        self.peak = max(self.peak, self._bytes)
-        weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._live.discard(key)
-        self._bytes -= size
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 @contextmanager
 def _hooks(
     parts: Mapping[nn.Module, Block], attention: _Attention, flops: FlopCounterMode, outside: Block
@@ -208,7 +154,7 @@ def _hooks(
     def leave(module: nn.Module, _: Any, output: Any) -> None:
         part, attention.part = parts[module], outside
         part.matmul_flops += flops.get_total_flops() - started.pop()
-        part.output_bytes = sum(tensor.nbytes for tensor in _tensors(output))
+        part.output_bytes = sum(tensor.nbytes for tensor in tensors_in(output))
 
     handles = [block.register_forward_pre_hook(enter) for block in parts]
     handles += [block.register_forward_hook(leave) for block in parts]
@@ -217,32 +163,3 @@ def _hooks(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _convolutions(module: nn.Module, found: list[Convolved]) -> Iterator[None]:
-    """Note what convolutions over space are given, with what their callers padded or remembered."""
-    changed = [each for each in module.modules() if isinstance(each, nn.Conv2d | nn.Conv3d)]
-    for each in changed:
-        # Not forward: causal convolutions pad and join frames in theirs.
-        each.__dict__["_conv_forward"] = _noting(each, found)
-    try:
-        yield
-    finally:
-        for each in changed:
-            del each.__dict__["_conv_forward"]
-
-
-def _noting(module: nn.Conv2d | nn.Conv3d, found: list[Convolved]) -> Callable[..., Tensor]:
-    original: Callable[..., Tensor] = module._conv_forward
-    down, right = (
-        d * (k - 1) for k, d in zip(module.kernel_size[-2:], module.dilation[-2:], strict=True)
-    )
-
-    def convolve(x: Tensor, *rest: Any) -> Tensor:
-        if down or right:
-            rows = x.nbytes // x.shape[-2], x.nbytes // x.shape[-1]
-            found.append(Convolved((down, right), rows))
-        return original(x, *rest)
-
-    return convolve

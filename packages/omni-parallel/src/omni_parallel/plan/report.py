@@ -9,10 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from omni_parallel.model_files import ModelFiles
 from omni_parallel.plan.counting import Counted
 from omni_parallel.plan.machine import Machine
 from omni_parallel.plan.memory import USABLE
-from omni_parallel.plan.model_files import ModelFiles
 from omni_parallel.plan.prediction import Prediction, fused_options
 from omni_parallel.v1 import ParallelConfig
 

@@ -51,18 +51,6 @@ def gathered_bytes(weights: int, ranks: int, forwards: int) -> float:
     return forwards * joined_bytes(weights, ranks)
 
 
-def halo_bytes(decode_rows: Sequence[tuple[int, int]], ranks: int) -> float:
-    """What an inner rank sends of the rows at its borders, for all convolutions of a decode.
-
-    Args:
-        decode_rows: For each convolution the rows that it reads beyond its own, and bytes of one.
-        ranks: With two, each has one neighbour.
-    """
-    down = sum(reach // 2 * size for reach, size in decode_rows)
-    up = sum((reach - reach // 2) * size for reach, size in decode_rows)
-    return float(down + up if ranks > 2 else max(down, up)) if ranks > 1 else 0.0
-
-
 def cached_bytes(blocks: Sequence[Block], work: Workload, branches: int) -> int:
     """Keys and values that PipeFusion keeps of the step before, for some blocks."""
     kept = sum(2 * one.key_bytes for block in blocks for one in work.shared(block))

@@ -38,7 +38,7 @@ def verify(**given: Any) -> Outcome:
     from omni_parallel.v1 import versions
     from omni_parallel.verify.verification import verified
 
-    console = Console(stderr=given["as_json"])
+    console = Console(stderr=given["as_json"], markup=False, emoji=False)
     try:
         found = verified(given, console)
     except ParallelConfigError as error:

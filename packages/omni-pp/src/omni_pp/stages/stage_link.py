@@ -118,11 +118,6 @@ class StageLink:
             self._incoming[key] = _Incoming(self._group, self._name + stream, src)
         return self._incoming[key].expect(reuse=reuse)
 
-    def is_known(self, stream: str, src: int) -> bool:
-        """Whether the structure of a stream from a rank is known here."""
-        incoming = self._incoming.get((stream, src))
-        return incoming is not None and incoming.structure is not None
-
     def finish(self) -> None:
         """Wait for everything that was sent."""
         self.finish_older()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ class ModelFiles:
     facts: ModelFacts
     components: Mapping[str, tuple[str, str]]
     """Library and class of each component with a configuration, by name."""
-    defaults: Mapping[str, Any]
-    """Arguments of the pipeline's call that have a default."""
 
     @classmethod
     def find(cls, model: str) -> ModelFiles:
@@ -39,10 +38,10 @@ class ModelFiles:
         Raises:
             ParallelConfigError: It is neither, or cannot be had.
         """
-        folder = Path(model) if Path(model).exists() else _from_hub(model)
+        folder = folder_of(model)
         facts = ModelFacts.from_folder(folder)
         if not (folder / "model_index.json").is_file():
-            return cls(model, folder, facts, {"": ("diffusers", facts.name)}, {})
+            return cls(model, folder, facts, {"": ("diffusers", facts.name)})
         index = read_table(folder / "model_index.json")
         components = {
             name: (value[0], value[1])
@@ -52,7 +51,22 @@ class ModelFiles:
             and all(isinstance(part, str) for part in value)
             and (folder / name / "config.json").is_file()
         }
-        return cls(model, folder, facts, components, _defaults(facts.name))
+        return cls(model, folder, facts, components)
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """Arguments of the pipeline's call that have a default; its class takes long to import."""
+        if "" in self.components:
+            return {}
+        import diffusers
+
+        found = getattr(diffusers, self.facts.name, None)
+        parameters = {} if found is None else inspect.signature(found.__call__).parameters
+        return {
+            name: one.default
+            for name, one in parameters.items()
+            if one.default is not inspect.Parameter.empty
+        }
 
     @property
     def denoiser(self) -> str:
@@ -86,7 +100,14 @@ class ModelFiles:
         return min(longest)
 
 
-def _from_hub(model: str) -> Path:
+def folder_of(model: str) -> Path:
+    """The folder of a model's configuration files: itself, or what the hub gives for its name.
+
+    Raises:
+        ParallelConfigError: It is neither, or cannot be had.
+    """
+    if Path(model).exists():
+        return Path(model)
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -98,17 +119,3 @@ def _from_hub(model: str) -> Path:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         msg = f"{model} is neither a folder here nor a model of the hub that can be had: {why}"
         raise ParallelConfigError(msg) from error
-
-
-def _defaults(pipeline: str) -> dict[str, Any]:
-    import diffusers
-
-    found = getattr(diffusers, pipeline, None)
-    if found is None:
-        return {}
-    parameters = inspect.signature(found.__call__).parameters
-    return {
-        name: one.default
-        for name, one in parameters.items()
-        if one.default is not inspect.Parameter.empty
-    }
